@@ -1,0 +1,449 @@
+r"""The two Pyro programs: the forward chain (guide) and the reverse chain (model).
+
+    guide   q(x_1:T | x_0) = q(x_T | x_0) ∏_{t=2}^T q(x_{t−1} | x_t, x_0)     order="denoising"
+                           = ∏_{t=1}^T q(x_t | x_{t−1})                       order="noising"
+    model   p_θ(x_0:T)     = N(x_T; 0, I) ∏_{t=2}^T N(x_{t−1}; c_0 x̂_0 + c_t x_t, Σ_θ) p_θ(x_0 | x_1)
+
+Sites are named ``x_1`` … ``x_T`` and ``x_0``, inside one plate ``"data"`` at dimension −1; batch
+axes stand on the left, event axes on the right, so that plates added outside (vectorized
+particles, ``Predictive(parallel=True)``) broadcast.  The two orders of the guide are the same
+joint; the denoising order visits the sites as the model does, so each KL of Pyro's
+``TraceMeanField_ELBO`` is a term of the bound of Ho et al. (2020, equation 5).
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from pyrodiff import kernels, serialization
+from pyrodiff.decoders import Decoder, GaussianDecoder
+from pyrodiff.denoisers import Denoiser, Prediction
+from pyrodiff.kernels import Step
+from pyrodiff.schedules import Schedule
+from pyrodiff.streams import NoiseStreams
+from pyrodiff.variances import FixedLarge, Variance
+
+__all__ = ["ForwardChain", "ReverseChain"]
+
+_ORDERS = ("denoising", "noising")
+_counter = itertools.count()
+
+
+def _unique_name(kind: str) -> str:
+    # Pyro's parameter store is one per process: chains of equal names would share parameters.
+    return f"{kind}_{next(_counter)}"
+
+
+class ForwardChain(PyroModule):
+    """The guide q(x_1:T | x_0), fixed and Gaussian.
+
+    Args:
+        schedule: the log-SNR as a function of time.
+        num_steps: T.
+        order: ``"denoising"`` (default) or ``"noising"``, the order in which sites are visited;
+            ``TraceMeanField_ELBO`` needs the former.
+
+    Raises:
+        ValueError: ``num_steps`` < 1, an unknown order, or a schedule whose λ_1 … λ_T is not
+            finite and strictly decreasing.
+    """
+
+    def __init__(self, schedule: Schedule, num_steps: int, order: str = "denoising"):
+        super().__init__(name=_unique_name("forward_chain"))
+        if order not in _ORDERS:
+            raise ValueError(f"Expected order to be one of {_ORDERS}; got {order!r}.")
+        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+            raise ValueError(f"Expected num_steps to be an integer >= 1; got {num_steps!r}.")
+        log_snr = schedule.table(num_steps)
+        if not bool(log_snr.isfinite().all()) or not bool((log_snr.diff() < 0).all()):
+            raise ValueError(
+                "Expected a schedule whose log-SNR is finite and strictly decreasing over its "
+                f"{num_steps} steps; got {log_snr.tolist()[:4]}…{log_snr.tolist()[-2:]}."
+            )
+        self.schedule = schedule
+        self.num_steps = num_steps
+        self.order = order
+        # Plain attributes, not buffers: `module.half()` must not touch float64 log-SNRs.
+        self.log_snr: Float[Tensor, " T"] = log_snr
+        self._steps = kernels.steps(log_snr)
+        self._cast_steps: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._knots = torch.cat([log_snr.new_full((1,), torch.inf), log_snr]).unbind()
+
+    def step(self, t: Tensor | int, x: Tensor, event_dim: int) -> Step:
+        """The coefficients at steps ``t`` (1 … T), shape () or (N,), cast and shaped like ``x``."""
+        key = (x.dtype, x.device)
+        if key not in self._cast_steps:
+            self._cast_steps[key] = self._steps.to(x.device).to(x.dtype)
+        index = t - 1 if isinstance(t, int) else (t - 1).to(x.device)
+        values = self._cast_steps[key][:, index]
+        if values.dim() > 1:
+            values = values[(...,) + (None,) * event_dim]
+        return Step(*values.unbind())
+
+    def marginal(self, x_0: Tensor, t: int) -> dist.Independent:
+        """q(x_t | x_0), x_0 of shape (N, *event_shape)."""
+        return kernels.marginal(x_0, self._knots[t], x_0.dim() - 1)
+
+    def sample(self, x_0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        """x_t = α_t x_0 + σ_t ε for given noise ε; t of shape () or (N,)."""
+        step = self.step(t, x_0, x_0.dim() - 1)
+        return step.alpha * x_0 + step.sigma * noise
+
+    def prior_kl(self, x_0: Tensor) -> Tensor:
+        """KL(q(x_T | x_0) ‖ N(0, I)) in nats, shape (N,)."""
+        event_dim = x_0.dim() - 1
+        step = self.step(self.num_steps, x_0, event_dim)
+        log_variance = 2 * step.sigma.log()
+        zero = torch.zeros_like(log_variance)
+        return kernels.gaussian_kl(step.alpha * x_0, log_variance, zero, event_dim)
+
+    def forward(self, x_0: Tensor, context: Tensor | None = None) -> Tensor:
+        """The Pyro program: sites ``x_1`` … ``x_T`` given data of shape (N, *event_shape).
+
+        ``context`` is taken, as Pyro hands model and guide the same arguments, and not used:
+        q knows nothing but x_0.  Returns the last site visited.
+        """
+        with pyro.plate("data", len(x_0), dim=-1):
+            if self.order == "noising":
+                return self._noising_sites(x_0)
+            return self._denoising_sites(x_0)
+
+    def _denoising_sites(self, x_0: Tensor) -> Tensor:
+        event_dim, knots, last = x_0.dim() - 1, self._knots, self.num_steps
+        x_t = pyro.sample(f"x_{last}", kernels.marginal(x_0, knots[last], event_dim))
+        for t in range(last, 1, -1):
+            posterior = kernels.posterior(x_t, x_0, knots[t - 1], knots[t], event_dim)
+            x_t = pyro.sample(f"x_{t - 1}", posterior)
+        return x_t
+
+    def _noising_sites(self, x_0: Tensor) -> Tensor:
+        event_dim, knots, kind = x_0.dim() - 1, self._knots, kernels.NoisingNormal
+        x_t = x_0
+        for t in range(1, self.num_steps + 1):
+            transition = kernels.transition(x_t, knots[t - 1], knots[t], event_dim, kind)
+            x_t = pyro.sample(f"x_{t}", transition)
+        return x_t
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._pyro_name = _unique_name("forward_chain")
+
+
+class ReverseChain(PyroModule):
+    """The model p_θ(x_0:T), whose transitions are neural.
+
+    Args:
+        denoiser: x̂_0(x_t) from a network.
+        forward: the forward chain that it inverts.
+        event_shape: the shape of one sample.
+        variance: Σ_θ of the transitions; default ``FixedLarge()``.
+        decoder: p_θ(x_0 | x_1); default ``GaussianDecoder()``.
+        name: the prefix of its parameters in Pyro's parameter store; unique by default.
+
+    Raises:
+        TypeError: a part that is not of the kind expected.
+        ValueError: an empty event shape.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        forward: ForwardChain,
+        event_shape: tuple[int, ...],
+        variance: Variance | None = None,
+        decoder: Decoder | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(name=name or _unique_name("reverse_chain"))
+        variance = FixedLarge() if variance is None else variance
+        decoder = GaussianDecoder() if decoder is None else decoder
+        for label, part, kind in (
+            ("denoiser", denoiser, Denoiser),
+            ("forward", forward, ForwardChain),
+            ("variance", variance, Variance),
+            ("decoder", decoder, Decoder),
+        ):
+            if not isinstance(part, kind):
+                raise TypeError(f"Expected {label} to be a {kind.__name__}; got {part!r}.")
+        self.event_shape = torch.Size(event_shape)
+        if len(self.event_shape) == 0 or self.event_shape.numel() == 0:
+            raise ValueError(f"Expected a non-empty event_shape; got {tuple(event_shape)}.")
+        self.denoiser = denoiser
+        self.variance = variance
+        self.decoder = decoder
+        # Not a submodule: several reverse chains may share one forward chain.
+        self.__dict__["forward_chain"] = forward
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        chain: ForwardChain = self.forward_chain
+        return chain.num_steps
+
+    # -- the densities of the chain ------------------------------------------------------------
+
+    def predict(
+        self, x_t: Float[Tensor, "..."], t: Tensor | int, step: Step, context: Tensor | None = None
+    ) -> Prediction:
+        """x̂_0 and the raw variance at x_t of shape (*batch, *event_shape); one network call.
+
+        ``t`` and ``context`` belong to the rightmost batch axis; further batch axes on the left
+        (particles) share them.
+        """
+        batch = x_t.shape[: x_t.dim() - len(self.event_shape)]
+        flat = x_t.reshape(-1, *self.event_shape)
+        if not isinstance(t, Tensor):
+            t = torch.tensor(t, device=x_t.device)
+        if len(batch) > 1:
+            context, t, step = self._repeat(batch, context, t, step)
+        # Not `self.denoiser`: inside a Pyro program that access registers every parameter anew.
+        prediction = self._modules["denoiser"](flat, t, step, context, self.variance.learned)
+        return Prediction(*(v if v is None else v.reshape(x_t.shape) for v in prediction))
+
+    def _repeat(
+        self, batch: torch.Size, context: Tensor | None, t: Tensor, step: Step
+    ) -> tuple[Tensor | None, Tensor, Step]:
+        def flatten(value: Tensor) -> Tensor:
+            return value.expand(*batch, *value.shape[1:]).reshape(-1, *value.shape[1:])
+
+        context = None if context is None else flatten(context)
+        if t.dim():
+            t, step = flatten(t), Step(*(flatten(v) for v in step))
+        return context, t, step
+
+    def mean(self, x_t: Tensor, x0_hat: Tensor, step: Step) -> Tensor:
+        """The mean of p_θ(x_{t−1} | x_t): c_0 x̂_0 + c_t x_t, of the shape of x_t."""
+        return step.c_0 * x0_hat + step.c_t * x_t
+
+    def transition(self, x_t: Tensor, t: int, context: Tensor | None = None) -> dist.Independent:
+        """p_θ(x_{t−1} | x_t) for t = 2 … T, x_t of shape (*batch, *event_shape)."""
+        step = self.forward_chain.step(t, x_t, len(self.event_shape))
+        prediction = self.predict(x_t, t, step, context)
+        scale = (0.5 * self.variance.log_variance(step, prediction.raw_variance)).exp()
+        mean = self.mean(x_t, prediction.x0_hat, step)
+        normal = dist.Normal(mean, scale.expand(mean.shape), validate_args=False)
+        return normal.to_event(len(self.event_shape))
+
+    def decode(self, x_1: Tensor, context: Tensor | None = None) -> dist.Independent:
+        """p_θ(x_0 | x_1), x_1 of shape (*batch, *event_shape)."""
+        step = self.forward_chain.step(1, x_1, len(self.event_shape))
+        prediction = self.predict(x_1, 1, step, context)
+        log_variance = self.variance.log_variance(step, prediction.raw_variance)
+        law = self.decoder.distribution(x_1, prediction.x0_hat, log_variance, step)
+        return law.to_event(len(self.event_shape))
+
+    # -- the Pyro program ----------------------------------------------------------------------
+
+    def forward(
+        self,
+        x_0: Tensor | None = None,
+        num_samples: int | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """The Pyro program: sites ``x_T`` … ``x_1`` and ``x_0``, observed where data is given.
+
+        Args:
+            x_0: data of shape (N, *event_shape), or None to run the program generatively.
+            num_samples: how many samples in the plate ``"data"`` when there is no data (default:
+                as many as there are contexts, or 1).
+            context: shape (N, …), handed to the network at every step.
+
+        Raises:
+            ValueError: data of another event shape, not finite, or not for this decoder.
+        """
+        if x_0 is not None:
+            self.check_data(x_0, context)
+            num_samples = len(x_0)
+        elif num_samples is None:
+            num_samples = 1 if context is None else len(context)
+        like = self._reference() if x_0 is None else x_0
+        denoiser = self.denoiser  # the access registers the network with Pyro, once
+        assert isinstance(denoiser, nn.Module)
+        with pyro.plate("data", num_samples, dim=-1):
+            x_t = pyro.sample(f"x_{self.num_steps}", self.prior(like))
+            for t in range(self.num_steps, 1, -1):
+                x_t = pyro.sample(f"x_{t - 1}", self.transition(x_t, t, context))
+            return pyro.sample("x_0", self.decode(x_t, context), obs=x_0)
+
+    def prior(self, like: Tensor) -> dist.Independent:
+        """p(x_T) = N(0, I) over one event, with the dtype and device of ``like``."""
+        normal = dist.Normal(like.new_zeros(()), like.new_ones(()), validate_args=False)
+        return normal.expand(self.event_shape).to_event(len(self.event_shape))
+
+    def register(self) -> None:
+        """Register the parameters with Pyro, as calling the program does, without running it."""
+        with self._pyro_context:
+            self.denoiser  # noqa: B018  (the access is what registers)
+
+    def check_data(self, x_0: Tensor, context: Tensor | None = None) -> None:
+        """Raise ValueError unless ``x_0`` is finite data (N, *event_shape) for this decoder."""
+        if x_0.dim() != 1 + len(self.event_shape) or x_0.shape[1:] != self.event_shape:
+            raise ValueError(
+                f"Expected data of shape (N, {', '.join(map(str, self.event_shape))}); "
+                f"got {tuple(x_0.shape)}."
+            )
+        if not x_0.dtype.is_floating_point:
+            raise ValueError(f"Expected floating-point data; got {x_0.dtype}.")
+        if context is not None and len(context) != len(x_0):
+            raise ValueError(f"Expected {len(x_0)} contexts, one per sample; got {len(context)}.")
+        if len(x_0) and not all(v.isfinite() for v in x_0.aminmax()):
+            bad = (~x_0.isfinite()).flatten(1).any(1).nonzero().flatten()
+            raise ValueError(
+                f"Expected finite data; got NaN or infinity in {len(bad)} of {len(x_0)} samples, "
+                f"the first at index {int(bad[0])}."
+            )
+        if len(x_0):
+            self.decoder.check(x_0)
+
+    def _reference(self) -> Tensor:
+        """A tensor with the dtype and device that the network computes in."""
+        for tensor in itertools.chain(self.parameters(), self.buffers()):
+            if tensor.dtype.is_floating_point:
+                return tensor.detach()
+        return torch.empty(())
+
+    # -- sampling ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_samples: int | None = None,
+        *,
+        context: Tensor | None = None,
+        seed: int | None = None,
+        batch_size: int = 256,
+        trajectory: bool = False,
+    ) -> Tensor:
+        """Ancestral samples of x_0 (Ho et al., 2020, algorithm 2), drawn from p_θ(x_0 | x_1) last.
+
+        Sample i is a function of (seed, i) and its context alone: neither the number of samples
+        nor the batch size changes it (but for the rounding of the network's arithmetic).
+
+        Args:
+            num_samples: N; default one per context, or 1.
+            context: shape (N, …) or None.
+            seed: of the noise streams; drawn from torch's global generator where None.
+            batch_size: samples per network call.
+            trajectory: return x_0, x_1, …, x_T stacked, shape (T + 1, N, *event_shape).
+
+        Returns:
+            x_0 of shape (N, *event_shape), or the trajectory.
+        """
+        if num_samples is None:
+            num_samples = 1 if context is None else len(context)
+        if num_samples < 1 or batch_size < 1:
+            raise ValueError(
+                f"Expected num_samples >= 1 and batch_size >= 1; got {num_samples}, {batch_size}."
+            )
+        if context is not None and len(context) != num_samples:
+            raise ValueError(f"Expected {num_samples} contexts; got {len(context)}.")
+        if seed is None:
+            seed = int(torch.randint(2**31, ()))
+        parts = []
+        for start in range(0, num_samples, batch_size):
+            indices = range(start, min(start + batch_size, num_samples))
+            part = context if context is None else context[indices.start : indices.stop]
+            states = self._ancestral(NoiseStreams(seed, indices, self.event_shape), part)
+            kept = deque(states, maxlen=None if trajectory else 1)
+            kept.reverse()
+            parts.append(torch.stack(list(kept)))
+        samples = torch.cat(parts, dim=1)
+        return samples if trajectory else samples[0]
+
+    def _ancestral(self, streams: NoiseStreams, context: Tensor | None) -> Iterator[Tensor]:
+        """x_T, …, x_1, x_0 in turn."""
+        x_t = streams.normal(self._reference())
+        yield x_t
+        for t in range(self.num_steps, 1, -1):
+            law = self.transition(x_t, t, context).base_dist
+            x_t = law.loc + law.scale * streams.normal(x_t)
+            yield x_t
+        yield self.decode(x_t, context).base_dist.from_noise(streams.normal(x_t))
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """The model as plain values: everything but the weights."""
+        chain: ForwardChain = self.forward_chain
+        return {
+            "event_shape": list(self.event_shape),
+            "num_steps": chain.num_steps,
+            "order": chain.order,
+            "schedule": serialization.describe(chain.schedule),
+            "denoiser": serialization.describe(self._modules["denoiser"]),
+            "variance": serialization.describe(self.variance),
+            "decoder": serialization.describe(self.decoder),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], network: nn.Module | None = None) -> Self:
+        """The chain that ``config()`` describes, with fresh weights.
+
+        Args:
+            config: plain values, as ``config()`` gives them.
+            network: the network, where it is not one of pyrodiff's own.
+
+        Raises:
+            ValueError: a description that names anything but pyrodiff's own classes, or a network
+                of the user's own that was not handed in.
+        """
+        kinds = ("schedule", "denoiser", "variance", "decoder")
+        parts = {kind: serialization.entry(config, kind) for kind in kinds}
+        denoiser = dict(parts["denoiser"])
+        description = denoiser.pop("network", None)
+        if network is None:
+            network = serialization.build("networks", description)
+        chain = ForwardChain(
+            serialization.build("schedules", parts["schedule"]),
+            serialization.entry(config, "num_steps"),
+            order=config.get("order", "denoising"),
+        )
+        return cls(
+            serialization.build("denoisers", denoiser, network=network),
+            chain,
+            event_shape=tuple(serialization.entry(config, "event_shape")),
+            variance=serialization.build("variances", parts["variance"]),
+            decoder=serialization.build("decoders", parts["decoder"]),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write ``config.yaml`` and ``model.safetensors`` into the folder ``path``, atomically."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        serialization.write_weights(folder / "model.safetensors", self.state_dict())
+        serialization.write_config(folder / "config.yaml", {"model": self.config()})
+
+    @classmethod
+    def load(cls, path: str | Path, network: nn.Module | None = None) -> Self:
+        """Read what ``save`` wrote; nothing in the files is executed or imported.
+
+        Args:
+            path: the folder.
+            network: the network, where it is not one of pyrodiff's own.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is unreadable, truncated, or not pyrodiff's; weights that do not
+                fit the model.
+        """
+        folder = Path(path)
+        config = serialization.read_config(folder / "config.yaml")
+        weights = serialization.read_weights(folder / "model.safetensors")
+        chain = cls.from_config(serialization.entry(config, "model"), network)
+        serialization.load_weights(chain, weights, folder / "model.safetensors")
+        return chain
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy (a moving average, say) must not share Pyro parameters with its original.
+        super().__setstate__(state)
+        self._pyro_name = _unique_name("reverse_chain")

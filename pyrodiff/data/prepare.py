@@ -1,0 +1,294 @@
+r"""From arrays to a :class:`DataSet`: check, split, put into model units.
+
+Continuous data are standardised with the mean and the standard deviation of the *train* split,
+per column or pixel. Discrete data, integers :math:`k \in \{0, \dots, L - 1\}`, go to the grid
+:math:`z = -1 + 2 k / (L - 1)`. Everything is float64 until the last step, which casts to float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrodiff.data.dataset import Affine, DataSet
+
+__all__ = ["MIN_ROWS", "Array", "Source", "prepare", "take_columns"]
+
+Array = NDArray[Any]
+MIN_ROWS = 10
+MAX_CLASSES = 1_000
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data as given: one array under "all", or one under "train", "test" and maybe "validation".
+
+    ``columns`` names the columns of a table; ``contexts`` has the keys of ``arrays``.
+    """
+
+    name: str
+    arrays: dict[str, Array]
+    contexts: dict[str, Array] | None = None
+    columns: tuple[str, ...] | None = None
+
+
+def take_columns(source: Source, context: str | int | Sequence[str | int]) -> Source:
+    """Move columns of a table, given by name or position, from the data to the context.
+
+    Raises:
+        ValueError: for data that are no table, an unknown column, or if no column is left.
+    """
+    width = next(iter(source.arrays.values())).shape[1:]
+    if len(width) != 1:
+        raise ValueError(
+            f"Expected a table (N, d) to take context columns from; got shape (N, *{width})"
+        )
+    names = source.columns or tuple(str(i) for i in range(width[0]))
+    wanted = [context] if isinstance(context, str | int) else list(context)
+    positions = [_position(column, names) for column in wanted]
+    kept = [i for i in range(len(names)) if i not in positions]
+    if not kept or not positions:
+        raise ValueError(
+            f"Expected some columns as context and some as data; got {wanted} of {len(names)}"
+        )
+    return replace(
+        source,
+        arrays={split: array[:, kept] for split, array in source.arrays.items()},
+        contexts={s: a[:, positions].astype(np.float64) for s, a in source.arrays.items()},
+        columns=tuple(names[i] for i in kept),
+    )
+
+
+def prepare(
+    source: Source,
+    *,
+    seed: int = 0,
+    standardize: bool = True,
+    levels: int | None = None,
+    log_prob: Callable[[Tensor], Tensor] | None = None,
+) -> DataSet:
+    """Check ``source``, split it by ``seed`` where it has no splits, and put it into model units.
+
+    Raises:
+        ValueError: for data that are not numbers, not finite, too few, of an unknown layout, off
+            the grid of ``levels``, or constant in a column that is to be standardised.
+    """
+    for split, array in source.arrays.items():
+        _check_numbers(array, split, source.columns)
+    if levels is None:
+        levels = _default_levels(source.arrays)
+    if levels is not None:
+        for array in source.arrays.values():
+            _check_grid(array, levels)
+    events = {split: _to_events(array) for split, array in source.arrays.items()}
+    _check_rows(events, source.contexts)
+    rows = _split_rows({split: len(array) for split, array in events.items()}, seed)
+    parts = {split: events[key][index] for split, (key, index) in rows.items()}
+    contexts: dict[str, Tensor] = {}
+    if source.contexts is not None:
+        encoded = _encode_context(source.contexts)
+        contexts = {f"{s}_context": encoded[key][index] for s, (key, index) in rows.items()}
+    if levels is not None:
+        transform, tensors = _to_grid(parts, levels)
+    else:
+        transform, tensors = _to_standard(parts, standardize, source.columns)
+    return DataSet(
+        name=source.name,
+        transform=transform,
+        levels=levels,
+        log_prob=log_prob,
+        **tensors,
+        **contexts,
+    )
+
+
+def _position(column: str | int, names: Sequence[str]) -> int:
+    """The position of a column that is given by name or, as an integer, by position."""
+    if isinstance(column, int) and 0 <= column < len(names):
+        return column
+    if isinstance(column, str) and column in names:
+        return names.index(column)
+    raise ValueError(f"Expected a column among {', '.join(names)}; got {column!r}")
+
+
+def _check_numbers(array: Array, split: str, columns: Sequence[str] | None = None) -> None:
+    """Refuse what is not a finite real number, and say where the first such value is."""
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"Expected real numbers; got an array of dtype {array.dtype}")
+    if array.dtype.kind != "f":
+        return
+    bad = ~np.isfinite(array)
+    count = int(bad.sum())
+    if count:
+        index = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), array.shape))
+        raise ValueError(
+            f"Expected finite values; got {count} NaN or infinite"
+            f"{'' if split == 'all' else f' in {split}'}, the first ({array[index]}) at "
+            + (f"row {index[0]}, column {columns[index[1]]!r}" if columns else f"index {index}")
+        )
+
+
+def _default_levels(arrays: dict[str, Array]) -> int | None:
+    """None for floats and tables, 2 for Boolean images, 256 for integer ones."""
+    array = next(iter(arrays.values()))
+    if array.ndim < 3 or array.dtype.kind == "f":
+        return None
+    return 2 if array.dtype.kind == "b" else 256
+
+
+def _check_grid(array: Array, levels: int) -> None:
+    """Refuse values that are not integers 0 .. levels - 1."""
+    if levels < 2:
+        raise ValueError(f"Expected at least 2 levels; got {levels}")
+    if not array.size:
+        return
+    low, high = array.min(), array.max()
+    if low < 0 or high > levels - 1:
+        raise ValueError(
+            f"Expected integers 0 to {levels - 1} for levels={levels}; got values from {low} "
+            f"to {high}"
+        )
+    if array.dtype.kind == "f" and (array != np.floor(array)).any():
+        fraction = array[array != np.floor(array)][0]
+        raise ValueError(f"Expected integers 0 to {levels - 1} for levels={levels}; got {fraction}")
+
+
+def _to_events(array: Array) -> Array:
+    """(N,) to (N, 1); (N, H, W) to (N, 1, H, W); (N, H, W, C) with C in {1, 3} to (N, C, H, W)."""
+    if array.ndim in (1, 3):
+        return array[:, None]
+    if array.ndim == 2:
+        return array
+    if array.ndim == 4 and array.shape[3] in (1, 3):
+        return np.moveaxis(array, 3, 1)
+    if array.ndim == 4 and array.shape[1] in (1, 3):
+        return array
+    raise ValueError(
+        "Expected an array (N,), (N, d), (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 "
+        f"channels C; got shape {array.shape}"
+    )
+
+
+def _check_rows(events: dict[str, Array], contexts: dict[str, Array] | None) -> None:
+    """Refuse empty events, differing splits, too few rows, and contexts of another length."""
+    first = next(iter(events.values())).shape[1:]
+    for split, array in events.items():
+        least = MIN_ROWS if split in ("all", "train") else 1
+        if len(array) < least:
+            raise ValueError(
+                f"Expected at least {least} rows{'' if split == 'all' else f' in {split}'}; "
+                f"got {len(array)}"
+            )
+        if 0 in array.shape or array.shape[1:] != first:
+            raise ValueError(
+                "Expected splits of one event shape, none of it empty; "
+                f"got {first} and {array.shape[1:]}"
+            )
+        if contexts is not None and len(contexts[split]) != len(array):
+            raise ValueError(
+                f"Expected as many rows of context as of data ({len(array)}); "
+                f"got {len(contexts[split])}"
+            )
+
+
+def _split_rows(lengths: dict[str, int], seed: int) -> dict[str, tuple[str, Array | slice]]:
+    """For each split, the key of the array to take it from, and which rows.
+
+    Without splits 80/10/10; with train and test alone, a tenth of train becomes the validation set.
+    ``RandomState``, unlike ``default_rng``, promises the same permutation in every NumPy.
+    """
+    if set(lengths) == set(SPLITS):
+        return {split: (split, slice(None)) for split in SPLITS}
+    key = "all" if "all" in lengths else "train"
+    order = np.random.RandomState(seed).permutation(lengths[key])
+    tenth = lengths[key] // 10
+    rows: dict[str, tuple[str, Array | slice]] = {"validation": (key, order[:tenth])}
+    if key == "all":
+        rows["test"] = (key, order[tenth : 2 * tenth])
+        rows["train"] = (key, order[2 * tenth :])
+    else:
+        rows["test"] = ("test", slice(None))
+        rows["train"] = (key, order[tenth:])
+    return rows
+
+
+def _encode_context(contexts: dict[str, Array]) -> dict[str, Tensor]:
+    """Integer labels (N,) one-hot, (N, classes), counted over all splits; others as they are."""
+    for split, array in contexts.items():
+        _check_numbers(array, f"the context of {split}")
+    if all(a.ndim == 1 and a.dtype.kind in "iub" for a in contexts.values()):
+        low = min(int(a.min()) for a in contexts.values())
+        classes = max(int(a.max()) for a in contexts.values()) + 1
+        if low < 0 or classes > MAX_CLASSES:
+            raise ValueError(
+                f"Expected labels 0 to at most {MAX_CLASSES - 1}; got {low} to {classes - 1}"
+            )
+        unit = torch.eye(classes)
+        return {s: unit[torch.from_numpy(a.astype(np.int64))] for s, a in contexts.items()}
+    return {
+        split: _to_float32(a[:, None] if a.ndim == 1 else a, "the context")
+        for split, a in contexts.items()
+    }
+
+
+def _to_grid(parts: dict[str, Array], levels: int) -> tuple[Affine, dict[str, Tensor]]:
+    """Integers k to the float32 values of ``linspace(-1, 1, levels)``, by look-up."""
+    grid = torch.linspace(-1, 1, levels, dtype=torch.float64).to(torch.float32).numpy()
+    half = torch.tensor((levels - 1) / 2, dtype=torch.float64)
+    tensors = {}
+    for split, array in parts.items():
+        index = array if array.dtype.kind in "iu" else array.astype(np.int64)
+        tensors[split] = torch.from_numpy(np.ascontiguousarray(grid[index]))
+    return Affine(shift=half, scale=half), tensors
+
+
+def _to_standard(
+    parts: dict[str, Array], standardize: bool, columns: Sequence[str] | None
+) -> tuple[Affine, dict[str, Tensor]]:
+    """Standardise with the train split's moments, or leave the data as they are."""
+    shape = parts["train"].shape[1:]
+    shift, scale = np.zeros(shape), np.ones(shape)
+    if standardize:
+        train = parts["train"].astype(np.float64)
+        constant = train.min(axis=0) == train.max(axis=0)
+        if constant.any():
+            index = tuple(int(i) for i in np.unravel_index(int(constant.argmax()), shape))
+            raise ValueError(
+                "Expected values that vary; got a constant "
+                + _name_position(index, columns)
+                + f" ({train[0][index]:g} in all of train): leave it out, "
+                "or give standardize=False, or levels= if the data are discrete"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            shift, scale = train.mean(axis=0), train.std(axis=0)
+        if not (np.isfinite(shift).all() and np.isfinite(scale).all() and (scale > 0).all()):
+            raise ValueError("Expected a mean and a variance that fit float64; got none")
+    transform = Affine(shift=torch.from_numpy(shift), scale=torch.from_numpy(scale))
+    with np.errstate(over="ignore"):
+        return transform, {
+            split: _to_float32((array.astype(np.float64) - shift) / scale, split)
+            for split, array in parts.items()
+        }
+
+
+def _name_position(index: tuple[int, ...], columns: Sequence[str] | None) -> str:
+    """How an error calls a place of an event: a column by name or number, a pixel by (c, i, j)."""
+    if len(index) == 1:
+        return f"column {columns[index[0]]!r}" if columns else f"column {index[0]}"
+    return f"pixel {index}"
+
+
+def _to_float32(array: Array, what: str) -> Tensor:
+    """The final cast; refuses values that float32 cannot hold."""
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(cast).all():
+        raise ValueError(f"Expected values that fit float32; got larger ones in {what}")
+    return torch.from_numpy(cast)

@@ -1,0 +1,275 @@
+r"""Decoders p_θ(x_0 | x_1), the last factor of the reverse chain.
+
+    GaussianDecoder             N(x_0; x̂_0, s² I)                                   a density
+    DiscretizedGaussianDecoder  ∏_i ∫ over the bin of x_0,i of N(x; x̂_0,i, s²) dx    a probability
+    CategoricalDecoder          ∏_i N(x_1,i; α_1 x_0,i, σ_1²) / Σ_v N(x_1,i; α_1 v, σ_1²)
+
+The first two (Ho et al., 2020, equation 13) have scale s of their own, or else the chain's
+variance at t = 1: β_1 for fixed large, β̃_2 for fixed small, the learned one where learned.  (The
+code of Ho and of Nichol puts β̃_2 there for fixed large too.)  The third (Kingma et al., 2021,
+equation 6) reads x_1 alone, without the network.
+
+Every decoder's distribution can sample from given standard normal noise (``from_noise``), so
+that one stream of normals is all the randomness of a sample.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyrodiff.kernels import Step
+
+__all__ = ["CategoricalDecoder", "Decoder", "DiscretizedGaussianDecoder", "GaussianDecoder"]
+
+
+def log_diff_exp(a: Tensor, b: Tensor) -> Tensor:
+    """log(eᵃ − eᵇ) for a ≥ b, accurate for close and for distant a and b."""
+    difference = b - a
+    near = difference > -math.log(2)
+    far_value = torch.log1p(-torch.where(near, -1.0, difference).exp())
+    near_value = torch.log(-torch.expm1(torch.where(near, difference, -1.0)))
+    return a + torch.where(near, near_value, far_value)
+
+
+def log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
+    """log(Φ(upper) − Φ(lower)) for lower < upper, exact in both tails; ±∞ is allowed.
+
+    The interval is mirrored so that its midpoint is negative: there both CDFs are small and
+    their logarithms, not they themselves, are subtracted.
+    """
+    mirror = lower + upper > 0
+    low, high = torch.where(mirror, -upper, lower), torch.where(mirror, -lower, upper)
+    open_end = torch.isinf(low)  # then the mass is Φ(high); −∞ must not meet a gradient
+    log_high = torch.special.log_ndtr(high)
+    log_low = torch.special.log_ndtr(torch.where(open_end, high - 1.0, low))
+    return torch.where(open_end, log_high, log_diff_exp(log_high, log_low))
+
+
+class Normal(dist.Normal):
+    """Pyro's normal, which can also say which sample a given noise stands for."""
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """The sample that standard normal noise stands for: x̂_0 + s ε."""
+        return self.loc + self.scale * noise
+
+
+class DiscretizedNormal(dist.TorchDistribution):
+    """A normal whose mass is collected in bins around the values of a grid; end bins are open."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real
+
+    def __init__(self, loc: Tensor, scale: Tensor, bin_width: float, low: float, high: float):
+        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
+        self.bin_width, self.low, self.high = bin_width, low, high
+        super().__init__(self.loc.shape, validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "DiscretizedNormal":
+        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
+        return DiscretizedNormal(loc, scale, self.bin_width, self.low, self.high)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        half = self.bin_width / 2
+        centered, infinity = value - self.loc, torch.full_like(value, math.inf)
+        upper = torch.where(value > self.high - half, infinity, (centered + half) / self.scale)
+        lower = torch.where(value < self.low + half, -infinity, (centered - half) / self.scale)
+        return log_normal_mass(lower, upper)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return self.from_noise(torch.randn(self.shape(sample_shape)).to(self.loc))
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """The sample that standard normal noise stands for: x̂_0 + s ε, rounded to the grid."""
+        value = (self.loc + self.scale * noise).clamp(self.low, self.high)
+        return self.low + ((value - self.low) / self.bin_width).round() * self.bin_width
+
+
+class GridCategorical(dist.TorchDistribution):
+    """A categorical distribution over the values of an even grid from ``low`` to ``high``."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real
+
+    def __init__(self, logits: Tensor, low: float, high: float):
+        self.logits, self.low, self.high = logits, low, high
+        super().__init__(logits.shape[:-1], validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "GridCategorical":
+        shape = (*batch_shape, self.logits.shape[-1])
+        return GridCategorical(self.logits.expand(shape), self.low, self.high)
+
+    def _spacing(self) -> float:
+        return (self.high - self.low) / (self.logits.shape[-1] - 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        index = ((value - self.low) / self._spacing()).round().long().unsqueeze(-1)
+        logits, index = torch.broadcast_tensors(self.logits, index)
+        return logits.log_softmax(-1).gather(-1, index[..., :1]).squeeze(-1)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return self.from_noise(torch.randn(self.shape(sample_shape)).to(self.logits))
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """The sample that standard normal noise stands for: the inverse CDF at Φ(ε)."""
+        cumulative = self.logits.double().softmax(-1).cumsum(-1)[..., :-1]
+        uniform = torch.special.ndtr(noise.double()).unsqueeze(-1)
+        index = (uniform > cumulative).sum(-1)
+        return self.low + index.to(noise) * self._spacing()
+
+
+class Decoder(ABC):
+    """p_θ(x_0 | x_1); ``discrete`` says that it gives probabilities, not densities."""
+
+    discrete: bool
+
+    @abstractmethod
+    def distribution(
+        self, x_1: Tensor, x0_hat: Tensor, log_variance: Tensor, step: Step
+    ) -> "Normal | DiscretizedNormal | GridCategorical":
+        """The distribution of x_0, each dimension on its own.
+
+        Args:
+            x_1: shape (*batch, *event_shape).
+            x0_hat: the denoiser's x̂_0(x_1), the same shape.
+            log_variance: the chain's log variance at t = 1, broadcastable to ``x_1``.
+            step: the chain's coefficients at t = 1.
+        """
+
+    @abstractmethod
+    def check(self, x_0: Tensor) -> None:
+        """Raise ValueError where x_0 is finite but outside what the decoder can explain."""
+
+
+def _scale(own: float | None, log_variance: Tensor, like: Tensor) -> Tensor:
+    if own is not None:
+        return like.new_full((), own)
+    return (0.5 * log_variance).exp().expand(like.shape)
+
+
+def _check_scale(scale: float | None) -> None:
+    if scale is not None and not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f"Expected scale to be positive and finite, or None; got {scale!r}.")
+
+
+def _check_bounds(low: float, high: float) -> None:
+    if not low < high:
+        raise ValueError(f"Expected low < high; got low={low}, high={high}.")
+
+
+@dataclass(frozen=True)
+class GaussianDecoder(Decoder):
+    """N(x̂_0, s² I): a density, in units of the data; s from the chain unless ``scale`` is given."""
+
+    scale: float | None = None
+    discrete = False
+
+    def __post_init__(self) -> None:
+        _check_scale(self.scale)
+
+    def distribution(
+        self, x_1: Tensor, x0_hat: Tensor, log_variance: Tensor, step: Step
+    ) -> Normal:
+        scale = _scale(self.scale, log_variance, x0_hat)
+        return Normal(x0_hat, scale.expand(x0_hat.shape), validate_args=False)
+
+    def check(self, x_0: Tensor) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class DiscretizedGaussianDecoder(Decoder):
+    """The mass of N(x̂_0, s²) in the bin of width ``bin_width`` around x_0; end bins are open.
+
+    Args:
+        bin_width: 2/255 for 256 levels on [−1, 1] (codes with 2/256 exist: it is stated, not
+            guessed).  ``high − low`` must be a whole number of bins.
+        low, high: the outermost levels.
+        scale: s, or None for the chain's own at t = 1.
+
+    Raises:
+        ValueError: a width that does not divide the range; data outside [low, high] (``check``).
+    """
+
+    bin_width: float
+    low: float = -1.0
+    high: float = 1.0
+    scale: float | None = None
+    discrete = True
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.low, self.high)
+        _check_scale(self.scale)
+        bins = (self.high - self.low) / self.bin_width if self.bin_width > 0 else math.nan
+        if not abs(bins - round(bins) if bins == bins else 1.0) < 1e-6:
+            raise ValueError(
+                "Expected bin_width to divide high - low into whole bins, as 2/255 does for 256 "
+                f"levels on [-1, 1]; got bin_width={self.bin_width}, high - low="
+                f"{self.high - self.low}."
+            )
+
+    def distribution(
+        self, x_1: Tensor, x0_hat: Tensor, log_variance: Tensor, step: Step
+    ) -> DiscretizedNormal:
+        scale = _scale(self.scale, log_variance, x0_hat)
+        return DiscretizedNormal(x0_hat, scale, self.bin_width, self.low, self.high)
+
+    def check(self, x_0: Tensor) -> None:
+        least, most = (float(v) for v in x_0.aminmax())
+        slack = 1e-3 * self.bin_width
+        if least < self.low - slack or most > self.high + slack:
+            raise ValueError(
+                f"Expected data within [{self.low:g}, {self.high:g}], the range of the "
+                f"discretized decoder; got values from {least:g} to {most:g}."
+            )
+
+
+@dataclass(frozen=True)
+class CategoricalDecoder(Decoder):
+    """softmax over the levels v of log N(x_1; α_1 v, σ_1²), per dimension; no network.
+
+    Args:
+        levels: how many values the data takes.
+        low, high: the first and the last of them; the rest are evenly spaced between.
+
+    Raises:
+        ValueError: data off the grid of levels (``check``).
+    """
+
+    levels: int
+    low: float = -1.0
+    high: float = 1.0
+    discrete = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.levels, int) or self.levels < 2:
+            raise ValueError(f"Expected levels to be an integer of at least 2; got {self.levels!r}.")
+        _check_bounds(self.low, self.high)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """The levels, shape (levels,), float64."""
+        return torch.linspace(self.low, self.high, self.levels, dtype=torch.float64)
+
+    def distribution(
+        self, x_1: Tensor, x0_hat: Tensor, log_variance: Tensor, step: Step
+    ) -> GridCategorical:
+        alpha, sigma = step.alpha.unsqueeze(-1), step.sigma.unsqueeze(-1)
+        logits = -0.5 * ((x_1.unsqueeze(-1) - alpha * self.values.to(x_1)) / sigma).square()
+        return GridCategorical(logits, self.low, self.high)
+
+    def check(self, x_0: Tensor) -> None:
+        spacing = (self.high - self.low) / (self.levels - 1)
+        position = (x_0.double() - self.low) / spacing
+        off = (position - position.round()).abs() > 1e-3
+        off |= (position < -1e-3) | (position > self.levels - 1 + 1e-3)
+        if bool(off.any()):
+            raise ValueError(
+                f"Expected data on the {self.levels} levels from {self.low:g} to {self.high:g}; "
+                f"got {int(off.sum())} values off them, the first {float(x_0[off][0]):g}."
+            )

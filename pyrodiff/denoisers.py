@@ -1,0 +1,146 @@
+r"""Denoisers: what a network's output means, as the clean data x̂_0(x_t) that it implies.
+
+    NoiseDenoiser     output ε̂    x̂_0 = (x_t − σ_t ε̂) / α_t        (Ho et al., 2020, equation 11)
+    DataDenoiser      output x̂_0   x̂_0
+    VelocityDenoiser  output v̂    x̂_0 = α_t x_t − σ_t v̂           (Salimans and Ho, 2022, appendix D)
+    MeanDenoiser      output μ̂    x̂_0 = (μ̂ − c_t x_t) / c_0       (Ho et al., 2020, equation 8)
+
+All the rest of the library speaks of x̂_0.  The mean of p_θ(x_{t−1} | x_t) is c_0 x̂_0 + c_t x_t
+whatever the network predicts, so that for a ``MeanDenoiser`` it is the network's output itself
+(at t = 1, where c_0 = 1 and c_t = 0, the mean of x_0).
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyrodiff.kernels import Step
+
+__all__ = [
+    "DataDenoiser",
+    "Denoiser",
+    "MeanDenoiser",
+    "NoiseDenoiser",
+    "Prediction",
+    "VelocityDenoiser",
+]
+
+_TIMES = ("log_snr", "timestep")
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says of x_t: x̂_0, and the raw output that a learned variance reads."""
+
+    x0_hat: Tensor
+    raw_variance: Tensor | None
+
+
+class Denoiser(nn.Module, ABC):
+    """A network and the meaning of its output.
+
+    Args:
+        network: called as ``network(x, time)`` or ``network(x, time, context)`` with x of shape
+            (N, *event_shape) and time of shape (N,); returns (N, *event_shape), or the first
+            event axis doubled for a learned variance (the second half is the variance's).
+        time: what the network is told of t: ``"log_snr"``, λ_t, or ``"timestep"``, t − 1 counted
+            from 0 as published DDPM weights expect.  At least float32 in either case.
+        clip: bounds (low, high) for x̂_0, the same in the bound and in the sampler; None, the
+            default, for no clipping.
+
+    Raises:
+        ValueError: an unknown ``time``, or bounds that are not low < high.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        time: str = "log_snr",
+        clip: tuple[float, float] | None = None,
+    ):
+        super().__init__()
+        if time not in _TIMES:
+            raise ValueError(f"Expected time to be one of {_TIMES}; got {time!r}.")
+        if clip is not None and not clip[0] < clip[1]:
+            raise ValueError(f"Expected clip = (low, high) with low < high; got {clip!r}.")
+        self.network = network
+        self.time = time
+        self.clip = None if clip is None else (float(clip[0]), float(clip[1]))
+
+    @abstractmethod
+    def _x0_hat(self, output: Tensor, x_t: Tensor, step: Step) -> Tensor:
+        """x̂_0 from the network's output."""
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "n *event"],
+        t: Tensor,
+        step: Step,
+        context: Tensor | None = None,
+        learned_variance: bool = False,
+    ) -> Prediction:
+        """x̂_0 of a flat batch.
+
+        Args:
+            x_t: shape (N, *event_shape).
+            t: step indices 1 … T, shape () or (N,).
+            step: the chain's coefficients there, broadcastable to ``x_t``.
+            context: shape (N, …) or None.
+            learned_variance: whether the output carries a second half for the variance.
+
+        Raises:
+            ValueError: the network's output has another shape than the one expected.
+        """
+        time = self._time(x_t, t, step)
+        arguments = (x_t, time) if context is None else (x_t, time, context)
+        output = self.network(*arguments)
+        expected = list(x_t.shape)
+        expected[1] *= 2 if learned_variance else 1
+        if list(output.shape) != expected:
+            hint = " (doubled along the first event axis for the learned variance)"
+            raise ValueError(
+                f"Expected network output of shape {tuple(expected)}"
+                f"{hint if learned_variance else ''}; got {tuple(output.shape)}."
+            )
+        raw = None
+        if learned_variance:
+            output, raw = output.chunk(2, dim=1)
+        x0_hat = self._x0_hat(output, x_t, step)
+        if self.clip is not None:
+            x0_hat = x0_hat.clamp(*self.clip)
+        return Prediction(x0_hat, raw)
+
+    def _time(self, x_t: Tensor, t: Tensor, step: Step) -> Tensor:
+        dtype = torch.promote_types(x_t.dtype, torch.float32)
+        value = step.log_snr.reshape(-1) if self.time == "log_snr" else t.reshape(-1) - 1
+        return value.to(x_t.device, dtype).expand(len(x_t))
+
+
+class NoiseDenoiser(Denoiser):
+    """The network predicts the noise ε in x_t = α_t x_0 + σ_t ε."""
+
+    def _x0_hat(self, output: Tensor, x_t: Tensor, step: Step) -> Tensor:
+        return (x_t - step.sigma * output) / step.alpha
+
+
+class DataDenoiser(Denoiser):
+    """The network predicts the clean data x_0."""
+
+    def _x0_hat(self, output: Tensor, x_t: Tensor, step: Step) -> Tensor:
+        return output
+
+
+class VelocityDenoiser(Denoiser):
+    """The network predicts the velocity v = α_t ε − σ_t x_0."""
+
+    def _x0_hat(self, output: Tensor, x_t: Tensor, step: Step) -> Tensor:
+        return step.alpha * x_t - step.sigma * output
+
+
+class MeanDenoiser(Denoiser):
+    """The network predicts the mean μ of p_θ(x_{t−1} | x_t)."""
+
+    def _x0_hat(self, output: Tensor, x_t: Tensor, step: Step) -> Tensor:
+        return (output - step.c_t * x_t) / step.c_0

@@ -1,0 +1,153 @@
+r"""The Gaussian kernels of the forward chain between any two times s < t.
+
+With log-SNRs λ_s > λ_t (both in float64), α² = sigmoid(λ) and σ² = sigmoid(−λ):
+
+    marginal     q(x_t | x_0)      = N(α_t x_0, σ_t² I)
+    transition   q(x_t | x_s)      = N(α_t/α_s · x_s, σ²_{t|s} I),   σ²_{t|s} = σ_t² (−expm1(λ_t − λ_s))
+    posterior    q(x_s | x_t, x_0) = N(c_0 x_0 + c_t x_t, σ̃² I)
+                 c_0 = α_s σ²_{t|s}/σ_t²,   c_t = α_t/α_s · σ_s²/σ_t²,   σ̃² = σ²_{t|s} σ_s²/σ_t²
+
+(Ho et al., 2020, equations 2, 4, 6 and 7; Kingma et al., 2021, appendix A).  Data has
+λ_0 = +∞.  Coefficients are computed in float64 from λ and cast last: 1 − ᾱ is never formed by
+subtraction.  Each formula is typed once, here.
+"""
+
+from typing import NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence, register_kl
+from torch.nn.functional import logsigmoid
+
+__all__ = [
+    "NoisingNormal",
+    "Step",
+    "gaussian_kl",
+    "marginal",
+    "marginal_coefficients",
+    "posterior",
+    "posterior_coefficients",
+    "steps",
+    "transition",
+    "transition_coefficients",
+]
+
+
+def marginal_coefficients(log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """α and σ at log-SNR λ: exp(½ log sigmoid(±λ))."""
+    return (0.5 * logsigmoid(log_snr)).exp(), (0.5 * logsigmoid(-log_snr)).exp()
+
+
+def transition_coefficients(log_snr_s: Tensor, log_snr_t: Tensor) -> tuple[Tensor, Tensor]:
+    """α_t/α_s and log σ²_{t|s} for λ_s > λ_t; λ_s = +∞ is the data."""
+    scale = (0.5 * (logsigmoid(log_snr_t) - logsigmoid(log_snr_s))).exp()
+    log_variance = logsigmoid(-log_snr_t) + torch.log(-torch.expm1(log_snr_t - log_snr_s))
+    return scale, log_variance
+
+
+def posterior_coefficients(log_snr_s: Tensor, log_snr_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """c_0, c_t and log σ̃² for λ_s > λ_t; for λ_s = +∞ they are 1, 0 and −∞."""
+    scale, log_variance = transition_coefficients(log_snr_s, log_snr_t)
+    log_ratio = logsigmoid(-log_snr_s) - logsigmoid(-log_snr_t)  # log σ_s²/σ_t²
+    c_0 = (0.5 * logsigmoid(log_snr_s) + log_variance - logsigmoid(-log_snr_t)).exp()
+    return c_0, scale * log_ratio.exp(), log_variance + log_ratio
+
+
+class NoisingNormal(dist.Normal):
+    """A transition of the chain in noising order; its analytic KL is refused (see below)."""
+
+
+@register_kl(NoisingNormal, dist.Normal)
+@register_kl(NoisingNormal, torch.distributions.Normal)
+def _refuse_noising_kl(p: NoisingNormal, q: dist.Normal) -> Tensor:
+    raise ValueError(
+        "Expected the forward chain in denoising order for analytic KL terms "
+        "(TraceMeanField_ELBO); got order='noising', whose sites q(x_t | x_{t-1}) do not face the "
+        "model's p(x_{t-1} | x_t): the sum of their KLs is not the bound. "
+        "Use ForwardChain(..., order='denoising'), the same joint, or Trace_ELBO."
+    )
+
+
+def _normal(mean: Tensor, scale: Tensor, event_dim: int, kind: type = dist.Normal) -> dist.Independent:
+    scale = scale.to(mean.dtype).expand(mean.shape)
+    return kind(mean, scale, validate_args=False).to_event(event_dim)
+
+
+def _like(x: Tensor, event_dim: int, *values: Tensor) -> list[Tensor]:
+    """Cast float64 coefficients of shape () or (N,) to x, one axis per event axis appended."""
+    return [v.to(x)[(...,) + (None,) * event_dim] if v.dim() else v.to(x) for v in values]
+
+
+def marginal(x_0: Tensor, log_snr_t: Tensor, event_dim: int, kind: type = dist.Normal) -> dist.Independent:
+    """q(x_t | x_0) as a Pyro distribution over the rightmost ``event_dim`` axes."""
+    alpha, sigma = _like(x_0, event_dim, *marginal_coefficients(log_snr_t))
+    return _normal(alpha * x_0, sigma, event_dim, kind)
+
+
+def transition(
+    x_s: Tensor, log_snr_s: Tensor, log_snr_t: Tensor, event_dim: int, kind: type = dist.Normal
+) -> dist.Independent:
+    """q(x_t | x_s), s < t, as a Pyro distribution over the rightmost ``event_dim`` axes."""
+    scale, log_variance = transition_coefficients(log_snr_s, log_snr_t)
+    scale, std = _like(x_s, event_dim, scale, (0.5 * log_variance).exp())
+    return _normal(scale * x_s, std, event_dim, kind)
+
+
+def posterior(
+    x_t: Tensor, x_0: Tensor, log_snr_s: Tensor, log_snr_t: Tensor, event_dim: int
+) -> dist.Independent:
+    """q(x_s | x_t, x_0), s < t, as a Pyro distribution over the rightmost ``event_dim`` axes."""
+    c_0, c_t, log_variance = posterior_coefficients(log_snr_s, log_snr_t)
+    c_0, c_t, std = _like(x_t, event_dim, c_0, c_t, (0.5 * log_variance).exp())
+    return _normal(c_0 * x_0 + c_t * x_t, std, event_dim)
+
+
+class Step(NamedTuple):
+    """The chain's coefficients at steps t, cast to x; shape () or (N, 1, …), one t per sample.
+
+    ``c_0``, ``c_t`` and ``log_small`` belong to the posterior q(x_{t−1} | x_t, x_0); ``log_small``
+    is log β̃_t with β̃_1 = 0 replaced by β̃_2 (by β_1 in a chain of one step), ``log_large`` is
+    log σ²_{t|t−1}, which is Ho's log β_t.
+    """
+
+    log_snr: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    c_0: Tensor
+    c_t: Tensor
+    log_small: Tensor
+    log_large: Tensor
+
+
+def steps(log_snr: Tensor) -> Tensor:
+    """Every ``Step`` coefficient of a chain with the table λ_1 … λ_T; shape (7, T), float64."""
+    previous = torch.cat([log_snr.new_full((1,), torch.inf), log_snr[:-1]])
+    c_0, c_t, log_small = posterior_coefficients(previous, log_snr)
+    _, log_large = transition_coefficients(previous, log_snr)
+    log_small = torch.cat([log_small[1:2] if len(log_snr) > 1 else log_large[:1], log_small[1:]])
+    alpha, sigma = marginal_coefficients(log_snr)
+    return torch.stack(Step(log_snr, alpha, sigma, c_0, c_t, log_small, log_large))
+
+
+def gaussian_kl(
+    mean_difference: Tensor, log_variance_q: Tensor, log_variance_p: Tensor, event_dim: int
+) -> Tensor:
+    """KL(N(m_q, σ_q²) ‖ N(m_p, σ_p²)) in nats, summed over the event axes.
+
+        ½ Σ (σ_q²/σ_p² − 1 − log σ_q²/σ_p² + (m_q − m_p)²/σ_p²)
+
+    Variances are diagonal (of the shape of ``mean_difference``) or isotropic (event axes of
+    size 1, or shape ()), in which case nothing of the event's size is formed but the square.
+    """
+    log_ratio = log_variance_q - log_variance_p
+    # log σ_q²/σ_p² = 0 gives exactly 0 here, by expm1
+    excess = torch.expm1(log_ratio) - log_ratio
+    square = mean_difference.square()
+    event_axes = tuple(range(-event_dim, 0))
+    if log_variance_p.shape[-event_dim:] == square.shape[-event_dim:]:
+        return 0.5 * (excess + square * (-log_variance_p).exp()).sum(event_axes)
+    size = square.shape[-event_dim:].numel()
+    weighted = square.sum(event_axes, keepdim=True) * (-log_variance_p).exp()
+    total = 0.5 * (size * excess + weighted)
+    return total.squeeze(event_axes)

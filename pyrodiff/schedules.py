@@ -1,0 +1,212 @@
+r"""Noise schedules: the log signal-to-noise ratio λ of x as a function of time.
+
+A schedule is one strictly decreasing function, stored and evaluated in float64,
+
+    λ(u) = log(α_u² / σ_u²),    u ∈ [0, 1],    α² = sigmoid(λ),  σ² = sigmoid(−λ),
+
+from data (u = 0) to noise (u = 1).  A chain of T steps needs it at T points, ``table(T)``:
+λ_1 > λ_2 > … > λ_T.  Where a paper defines its chain by T betas, the table is that paper's
+(ᾱ_t = ∏_{s≤t} (1 − β_s), λ_t = logit ᾱ_t) and λ(u) its limit as T → ∞ with u = t/T.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["BetaSchedule", "CosineSchedule", "LinearSchedule", "LogSNRSchedule", "Schedule"]
+
+
+def _log_snr_from_log_alpha_bar(log_alpha_bar: Tensor) -> Tensor:
+    """λ = log ᾱ − log(1 − ᾱ), accurate when ᾱ is close to 1."""
+    return log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
+
+
+def _log_snr_from_betas(betas: Tensor) -> Tensor:
+    """λ_1 … λ_T of the betas: logit of ᾱ_t = ∏_{s≤t} (1 − β_s)."""
+    return _log_snr_from_log_alpha_bar(torch.log1p(-betas).cumsum(0))
+
+
+def _check_num_steps(num_steps: int) -> None:
+    if not isinstance(num_steps, int) or num_steps < 1:
+        raise ValueError(f"Expected num_steps to be an integer of at least 1; got {num_steps!r}.")
+
+
+class Schedule(ABC):
+    """A strictly decreasing log-SNR λ(u), u ∈ [0, 1], in float64."""
+
+    @abstractmethod
+    def log_snr(self, u: Tensor) -> Tensor:
+        """λ(u), of the shape of ``u``; λ(0) may be +∞ (x at u = 0 is the data)."""
+
+    @abstractmethod
+    def table(self, num_steps: int) -> Tensor:
+        """λ_1 … λ_T for a chain of T = ``num_steps`` steps, shape (T,), float64."""
+
+
+@dataclass(frozen=True)
+class LinearSchedule(Schedule):
+    r"""Betas that grow linearly with t (Ho et al., 2020, section 4).
+
+    For T steps β_t runs linearly from ``beta_start`` · 1000/T to ``beta_end`` · 1000/T, the
+    rescaling that keeps ᾱ_T at any T (Nichol and Dhariwal, 2021).  The limit is the
+    variance-preserving SDE of Song et al. (2021, equation 33):
+
+        log ᾱ(u) = −1000 (β_start u + (β_end − β_start) u²/2).
+
+    Raises:
+        ValueError: ``table(T)`` where T is so small that a beta reaches 1 (T ≤ 20 by default).
+    """
+
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.beta_start <= self.beta_end < 1.0:
+            raise ValueError(
+                "Expected 0 < beta_start <= beta_end < 1; "
+                f"got beta_start={self.beta_start}, beta_end={self.beta_end}."
+            )
+
+    def log_snr(self, u: Tensor) -> Tensor:
+        u = u.double()
+        slope = self.beta_end - self.beta_start
+        return _log_snr_from_log_alpha_bar(-1000 * (self.beta_start * u + slope * u**2 / 2))
+
+    def betas(self, num_steps: int) -> Tensor:
+        """β_1 … β_T, shape (T,), float64."""
+        _check_num_steps(num_steps)
+        scale = 1000 / num_steps
+        if scale * self.beta_end >= 1.0:
+            raise ValueError(
+                f"Expected num_steps > {1000 * self.beta_end:g} for betas below 1 in "
+                f"{self!r}; got {num_steps}. CosineSchedule and LogSNRSchedule allow any number."
+            )
+        start, end = scale * self.beta_start, scale * self.beta_end
+        return torch.linspace(start, end, num_steps, dtype=torch.float64)
+
+    def table(self, num_steps: int) -> Tensor:
+        return _log_snr_from_betas(self.betas(num_steps))
+
+
+@dataclass(frozen=True)
+class CosineSchedule(Schedule):
+    r"""The cosine schedule (Nichol and Dhariwal, 2021, equation 17).
+
+        ᾱ(u) = f(u) / f(0),    f(u) = cos²((u + s) / (1 + s) · π/2),
+        β_t = min(1 − ᾱ(t/T) / ᾱ((t−1)/T), max_beta),
+
+    with s = ``offset``.  The clipped β_T keeps λ_T finite although ᾱ(1) = 0.
+    """
+
+    offset: float = 0.008
+    max_beta: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.offset < 0 or not 0.0 < self.max_beta < 1.0:
+            raise ValueError(
+                "Expected offset >= 0 and 0 < max_beta < 1; "
+                f"got offset={self.offset}, max_beta={self.max_beta}."
+            )
+
+    def _log_alpha_bar(self, u: Tensor) -> Tensor:
+        angle = (u.double() + self.offset) / (1 + self.offset) * (math.pi / 2)
+        start = math.cos(self.offset / (1 + self.offset) * (math.pi / 2))
+        return 2 * (torch.cos(angle).log() - math.log(start))
+
+    def log_snr(self, u: Tensor) -> Tensor:
+        return _log_snr_from_log_alpha_bar(self._log_alpha_bar(u))
+
+    def betas(self, num_steps: int) -> Tensor:
+        """β_1 … β_T, shape (T,), float64."""
+        _check_num_steps(num_steps)
+        u = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+        return (-torch.expm1(self._log_alpha_bar(u).diff())).clamp(max=self.max_beta)
+
+    def table(self, num_steps: int) -> Tensor:
+        return _log_snr_from_betas(self.betas(num_steps))
+
+
+@dataclass(frozen=True)
+class LogSNRSchedule(Schedule):
+    r"""Linear log-SNR: λ(u) = λ_max + u (λ_min − λ_max) (Kingma et al., 2021, section 3.1).
+
+    The table holds λ at u = (t − 1)/(T − 1), so that x_1 has λ_max and x_T has λ_min: x_1 is
+    z_0 of Kingma et al., the least noisy latent.  With T = 1 the one latent has λ_min.
+    """
+
+    maximum: float = 13.3
+    minimum: float = -5.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.maximum) and math.isfinite(self.minimum)) or (
+            self.maximum <= self.minimum
+        ):
+            raise ValueError(
+                "Expected finite maximum > minimum; "
+                f"got maximum={self.maximum}, minimum={self.minimum}."
+            )
+
+    def log_snr(self, u: Tensor) -> Tensor:
+        return self.maximum + u.double() * (self.minimum - self.maximum)
+
+    def table(self, num_steps: int) -> Tensor:
+        _check_num_steps(num_steps)
+        if num_steps == 1:
+            return torch.tensor([self.minimum], dtype=torch.float64)
+        return torch.linspace(self.maximum, self.minimum, num_steps, dtype=torch.float64)
+
+
+class BetaSchedule(Schedule):
+    r"""A schedule given by its betas (Ho et al., 2020, equation 2).
+
+    Between the knots u = t/T log ᾱ is interpolated linearly, from log ᾱ(0) = 0.
+
+    Args:
+        betas: β_1 … β_T, each in (0, 1), nowhere decreasing; kept in float64.
+
+    Raises:
+        ValueError: betas outside (0, 1) or decreasing somewhere, or a table asked for another
+            number of steps than there are betas.
+    """
+
+    def __init__(self, betas: Sequence[float] | Tensor):
+        values = torch.as_tensor(betas).detach().to("cpu", torch.float64)
+        if values.dim() != 1 or len(values) == 0:
+            raise ValueError(f"Expected betas of shape (T,); got shape {tuple(values.shape)}.")
+        if not bool(((values > 0) & (values < 1)).all()):
+            raise ValueError(
+                "Expected every beta in (0, 1); "
+                f"got values from {values.min():g} to {values.max():g}."
+            )
+        falls = (values.diff() < 0).nonzero()
+        if len(falls):
+            t = int(falls[0]) + 1
+            raise ValueError(
+                "Expected betas that never decrease (noise grows with t); got "
+                f"beta_{t} = {values[t - 1]:g} > beta_{t + 1} = {values[t]:g}."
+            )
+        self.betas = tuple(values.tolist())
+
+    def __repr__(self) -> str:
+        return f"BetaSchedule({len(self.betas)} betas, {self.betas[0]:g} to {self.betas[-1]:g})"
+
+    def log_snr(self, u: Tensor) -> Tensor:
+        knots = torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0)
+        knots = torch.cat([knots.new_zeros(1), knots])
+        position = u.double() * len(self.betas)
+        left = position.floor().clamp(0, len(self.betas) - 1).long()
+        return _log_snr_from_log_alpha_bar(
+            torch.lerp(knots[left], knots[left + 1], position - left)
+        )
+
+    def table(self, num_steps: int) -> Tensor:
+        _check_num_steps(num_steps)
+        if num_steps != len(self.betas):
+            raise ValueError(
+                f"Expected num_steps = {len(self.betas)}, the number of betas; got {num_steps}."
+            )
+        return _log_snr_from_betas(torch.tensor(self.betas, dtype=torch.float64))
