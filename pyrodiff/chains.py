@@ -12,6 +12,7 @@ joint; the denoising order visits the sites as the model does, so each KL of Pyr
 """
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -285,8 +286,13 @@ class ReverseChain(PyroModule):
         with self._pyro_context:
             self.denoiser  # noqa: B018  (the access is what registers)
 
-    def check_data(self, x_0: Tensor, context: Tensor | None = None) -> None:
-        """Raise ValueError unless ``x_0`` is finite data (N, *event_shape) for this decoder."""
+    def check_data(
+        self, x_0: Tensor, context: Tensor | None = None, values: bool = True
+    ) -> None:
+        """Raise ValueError unless ``x_0`` is finite data (N, *event_shape) for this decoder.
+
+        With ``values=False`` the shapes and the dtype alone are looked at.
+        """
         if x_0.dim() != 1 + len(self.event_shape) or x_0.shape[1:] != self.event_shape:
             raise ValueError(
                 f"Expected data of shape (N, {', '.join(map(str, self.event_shape))}); "
@@ -296,14 +302,15 @@ class ReverseChain(PyroModule):
             raise ValueError(f"Expected floating-point data; got {x_0.dtype}.")
         if context is not None and len(context) != len(x_0):
             raise ValueError(f"Expected {len(x_0)} contexts, one per sample; got {len(context)}.")
-        if len(x_0) and not all(v.isfinite() for v in x_0.aminmax()):
+        if not values or len(x_0) == 0:
+            return
+        if not all(math.isfinite(v) for v in x_0.detach().aminmax()):
             bad = (~x_0.isfinite()).flatten(1).any(1).nonzero().flatten()
             raise ValueError(
                 f"Expected finite data; got NaN or infinity in {len(bad)} of {len(x_0)} samples, "
                 f"the first at index {int(bad[0])}."
             )
-        if len(x_0):
-            self.decoder.check(x_0)
+        self.decoder.check(x_0)
 
     def _reference(self) -> Tensor:
         """A tensor with the dtype and device that the network computes in."""

@@ -27,6 +27,8 @@ from pyrodiff.kernels import Step
 
 __all__ = ["CategoricalDecoder", "Decoder", "DiscretizedGaussianDecoder", "GaussianDecoder"]
 
+_Shape = torch.Size | list[int] | tuple[int, ...]
+
 
 def log_diff_exp(a: Tensor, b: Tensor) -> Tensor:
     """log(eᵃ − eᵇ) for a ≥ b, accurate for close and for distant a and b."""
@@ -70,7 +72,7 @@ class DiscretizedNormal(dist.TorchDistribution):
         self.bin_width, self.low, self.high = bin_width, low, high
         super().__init__(self.loc.shape, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "DiscretizedNormal":
+    def expand(self, batch_shape: _Shape, _instance: object = None) -> "DiscretizedNormal":
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
         return DiscretizedNormal(loc, scale, self.bin_width, self.low, self.high)
 
@@ -81,8 +83,8 @@ class DiscretizedNormal(dist.TorchDistribution):
         lower = torch.where(value < self.low + half, -infinity, (centered - half) / self.scale)
         return log_normal_mass(lower, upper)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        return self.from_noise(torch.randn(self.shape(sample_shape)).to(self.loc))
+    def sample(self, sample_shape: _Shape = ()) -> Tensor:
+        return self.from_noise(torch.randn(self.shape(torch.Size(sample_shape))).to(self.loc))
 
     def from_noise(self, noise: Tensor) -> Tensor:
         """The sample that standard normal noise stands for: x̂_0 + s ε, rounded to the grid."""
@@ -100,7 +102,7 @@ class GridCategorical(dist.TorchDistribution):
         self.logits, self.low, self.high = logits, low, high
         super().__init__(logits.shape[:-1], validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "GridCategorical":
+    def expand(self, batch_shape: _Shape, _instance: object = None) -> "GridCategorical":
         shape = (*batch_shape, self.logits.shape[-1])
         return GridCategorical(self.logits.expand(shape), self.low, self.high)
 
@@ -112,8 +114,8 @@ class GridCategorical(dist.TorchDistribution):
         logits, index = torch.broadcast_tensors(self.logits, index)
         return logits.log_softmax(-1).gather(-1, index[..., :1]).squeeze(-1)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        return self.from_noise(torch.randn(self.shape(sample_shape)).to(self.logits))
+    def sample(self, sample_shape: _Shape = ()) -> Tensor:
+        return self.from_noise(torch.randn(self.shape(torch.Size(sample_shape))).to(self.logits))
 
     def from_noise(self, noise: Tensor) -> Tensor:
         """The sample that standard normal noise stands for: the inverse CDF at Φ(ε)."""
@@ -172,9 +174,7 @@ class GaussianDecoder(Decoder):
     def __post_init__(self) -> None:
         _check_scale(self.scale)
 
-    def distribution(
-        self, x_1: Tensor, x0_hat: Tensor, log_variance: Tensor, step: Step
-    ) -> Normal:
+    def distribution(self, x_1: Tensor, x0_hat: Tensor, log_variance: Tensor, step: Step) -> Normal:
         scale = _scale(self.scale, log_variance, x0_hat)
         return Normal(x0_hat, scale.expand(x0_hat.shape), validate_args=False)
 
@@ -248,7 +248,9 @@ class CategoricalDecoder(Decoder):
 
     def __post_init__(self) -> None:
         if not isinstance(self.levels, int) or self.levels < 2:
-            raise ValueError(f"Expected levels to be an integer of at least 2; got {self.levels!r}.")
+            raise ValueError(
+                f"Expected levels to be an integer of at least 2; got {self.levels!r}."
+            )
         _check_bounds(self.low, self.high)
 
     @cached_property

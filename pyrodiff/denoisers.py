@@ -1,9 +1,9 @@
 r"""Denoisers: what a network's output means, as the clean data x̂_0(x_t) that it implies.
 
-    NoiseDenoiser     output ε̂    x̂_0 = (x_t − σ_t ε̂) / α_t        (Ho et al., 2020, equation 11)
+    NoiseDenoiser     output ε̂    x̂_0 = (x_t − σ_t ε̂) / α_t    (Ho et al., 2020, equation 11)
     DataDenoiser      output x̂_0   x̂_0
-    VelocityDenoiser  output v̂    x̂_0 = α_t x_t − σ_t v̂           (Salimans and Ho, 2022, appendix D)
-    MeanDenoiser      output μ̂    x̂_0 = (μ̂ − c_t x_t) / c_0       (Ho et al., 2020, equation 8)
+    VelocityDenoiser  output v̂    x̂_0 = α_t x_t − σ_t v̂       (Salimans and Ho, 2022, appendix D)
+    MeanDenoiser      output μ̂    x̂_0 = (μ̂ − c_t x_t) / c_0   (Ho et al., 2020, equation 8)
 
 All the rest of the library speaks of x̂_0.  The mean of p_θ(x_{t−1} | x_t) is c_0 x̂_0 + c_t x_t
 whatever the network predicts, so that for a ``MeanDenoiser`` it is the network's output itself

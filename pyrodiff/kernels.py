@@ -3,7 +3,8 @@ r"""The Gaussian kernels of the forward chain between any two times s < t.
 With log-SNRs λ_s > λ_t (both in float64), α² = sigmoid(λ) and σ² = sigmoid(−λ):
 
     marginal     q(x_t | x_0)      = N(α_t x_0, σ_t² I)
-    transition   q(x_t | x_s)      = N(α_t/α_s · x_s, σ²_{t|s} I),   σ²_{t|s} = σ_t² (−expm1(λ_t − λ_s))
+    transition   q(x_t | x_s)      = N(α_t/α_s · x_s, σ²_{t|s} I)
+                 σ²_{t|s} = σ_t² (−expm1(λ_t − λ_s))
     posterior    q(x_s | x_t, x_0) = N(c_0 x_0 + c_t x_t, σ̃² I)
                  c_0 = α_s σ²_{t|s}/σ_t²,   c_t = α_t/α_s · σ_s²/σ_t²,   σ̃² = σ²_{t|s} σ_s²/σ_t²
 
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence, register_kl
+from torch.distributions import register_kl
 from torch.nn.functional import logsigmoid
 
 __all__ = [
@@ -69,7 +70,9 @@ def _refuse_noising_kl(p: NoisingNormal, q: dist.Normal) -> Tensor:
     )
 
 
-def _normal(mean: Tensor, scale: Tensor, event_dim: int, kind: type = dist.Normal) -> dist.Independent:
+def _normal(
+    mean: Tensor, scale: Tensor, event_dim: int, kind: type = dist.Normal
+) -> dist.Independent:
     scale = scale.to(mean.dtype).expand(mean.shape)
     return kind(mean, scale, validate_args=False).to_event(event_dim)
 
@@ -79,7 +82,9 @@ def _like(x: Tensor, event_dim: int, *values: Tensor) -> list[Tensor]:
     return [v.to(x)[(...,) + (None,) * event_dim] if v.dim() else v.to(x) for v in values]
 
 
-def marginal(x_0: Tensor, log_snr_t: Tensor, event_dim: int, kind: type = dist.Normal) -> dist.Independent:
+def marginal(
+    x_0: Tensor, log_snr_t: Tensor, event_dim: int, kind: type = dist.Normal
+) -> dist.Independent:
     """q(x_t | x_0) as a Pyro distribution over the rightmost ``event_dim`` axes."""
     alpha, sigma = _like(x_0, event_dim, *marginal_coefficients(log_snr_t))
     return _normal(alpha * x_0, sigma, event_dim, kind)

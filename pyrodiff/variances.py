@@ -1,8 +1,8 @@
 r"""Variances of the reverse step p_θ(x_{t−1} | x_t) = N(μ_θ, Σ_θ), always diagonal.
 
-    FixedSmall       β̃_t, the posterior's                           (Ho et al., 2020, section 3.2)
-    FixedLarge       β_t = σ²_{t|t−1}, the transition's             (ibid.)
-    LearnedRange     exp(v log β_t + (1 − v) log β̃_t)               (Nichol and Dhariwal, 2021, eq. 15)
+    FixedSmall       β̃_t, the posterior's                   (Ho et al., 2020, section 3.2)
+    FixedLarge       β_t = σ²_{t|t−1}, the transition's     (ibid.)
+    LearnedRange     exp(v log β_t + (1 − v) log β̃_t)       (Nichol and Dhariwal, 2021, eq. 15)
     LearnedDiagonal  any positive σ²_θ = β_t exp(raw)
 
 β_t is the best variance for x_0 ~ N(0, I), β̃_t for a single point x_0; the truth lies between.
