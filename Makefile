@@ -1,0 +1,61 @@
+# Everything runs in .venv, which the first target to need it creates; nothing has to be activated.
+# Versions are those of constraints.txt.  `make PYTHON=python3.12 test` takes another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PROJECT := pyproject.toml constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint format type bench clean
+
+# The fit takes its threads from the machine: one thread is for tests of small networks.
+demo: $(VENV)/.core
+	env -u OMP_NUM_THREADS $(BIN)/pyrodiff fit digits --output runs/digits
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+type: $(VENV)/.dev
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	@set -e; for script in benchmarks/*.py; do \
+		[ -e "$$script" ] || { echo "There are no benchmarks yet."; break; }; \
+		echo "== $$script"; $(BIN)/python "$$script"; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+
+# One stamp per set of packages, so that setting up happens once.
+
+$(VENV)/.python:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.torch: constraints.txt | $(VENV)/.python
+	$(PIP) "$(TORCH)"
+	touch $@
+
+$(VENV)/.core: $(PROJECT) $(VENV)/.torch
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.test: $(PROJECT) $(VENV)/.core
+	$(PIP) -e ".[test]"
+	touch $@
+
+$(VENV)/.dev: $(PROJECT) $(VENV)/.core
+	$(PIP) -e ".[dev]"
+	touch $@
