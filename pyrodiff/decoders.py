@@ -47,9 +47,10 @@ def log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
     """
     mirror = lower + upper > 0
     low, high = torch.where(mirror, -upper, lower), torch.where(mirror, -lower, upper)
-    open_end = torch.isinf(low)  # then the mass is Φ(high); −∞ must not meet a gradient
+    open_end = torch.isinf(low)  # then the mass is Φ(high); −∞ must not meet a gradient,
     log_high = torch.special.log_ndtr(high)
-    log_low = torch.special.log_ndtr(torch.where(open_end, high - 1.0, low))
+    log_low = torch.special.log_ndtr(torch.where(open_end, 0.0, low))
+    log_low = torch.where(open_end, log_high - 1.0, log_low)  # nor may log(e⁰ − e⁰)
     return torch.where(open_end, log_high, log_diff_exp(log_high, log_low))
 
 

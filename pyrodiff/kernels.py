@@ -61,7 +61,7 @@ class NoisingNormal(dist.Normal):
 
 @register_kl(NoisingNormal, dist.Normal)
 @register_kl(NoisingNormal, torch.distributions.Normal)
-def _refuse_noising_kl(p: NoisingNormal, q: dist.Normal) -> Tensor:
+def _refuse_noising_kl(p: NoisingNormal, q: torch.distributions.Normal) -> Tensor:
     raise ValueError(
         "Expected the forward chain in denoising order for analytic KL terms "
         "(TraceMeanField_ELBO); got order='noising', whose sites q(x_t | x_{t-1}) do not face the "

@@ -124,12 +124,16 @@ def variational_term(
         nats, shape (N,).
 
     Raises:
-        ValueError: data that the model cannot explain, noise of another shape, t out of range.
+        ValueError: data that the model cannot explain, noise of another shape, t out of range or
+            not integers.
     """
     reverse.check_data(x_0, context)
     if noise.shape != x_0.shape:
         raise ValueError(f"Expected noise of shape {tuple(x_0.shape)}; got {tuple(noise.shape)}.")
-    steps = torch.as_tensor(t).cpu().reshape(-1).expand(len(x_0))
+    steps = torch.as_tensor(t).cpu().reshape(-1)
+    if steps.is_floating_point() or len(steps) not in (1, len(x_0)):
+        raise ValueError(f"Expected t to be an integer or integers of shape ({len(x_0)},); got {t}.")
+    steps = steps.expand(len(x_0))
     if len(steps) and not (steps.min() >= 1 and steps.max() <= reverse.num_steps):
         raise ValueError(
             f"Expected t in 1 … {reverse.num_steps}; got {int(steps.min())} to {int(steps.max())}."
@@ -200,6 +204,9 @@ class Objective(ELBO):
 
     def check_model(self, model: ReverseChain) -> None:  # noqa: B027  (most suit every model)
         """Raise ValueError where this objective cannot train this model."""
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise TypeError(f"Expected no traces to be asked of {type(self).__name__}: it runs none.")
 
     def differentiable_loss(  # type: ignore[override]
         self,

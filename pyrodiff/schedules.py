@@ -174,7 +174,8 @@ class BetaSchedule(Schedule):
     """
 
     def __init__(self, betas: Sequence[float] | Tensor):
-        values = torch.as_tensor(betas).detach().to("cpu", torch.float64)
+        dtype = None if isinstance(betas, Tensor) else torch.float64  # a list is not float32
+        values = torch.as_tensor(betas, dtype=dtype).detach().to("cpu", torch.float64)
         if values.dim() != 1 or len(values) == 0:
             raise ValueError(f"Expected betas of shape (T,); got shape {tuple(values.shape)}.")
         if not bool(((values > 0) & (values < 1)).all()):

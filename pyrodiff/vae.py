@@ -205,4 +205,7 @@ class VAE(PyroModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy must not share Pyro parameters with its original.
         super().__setstate__(state)
-        self._pyro_set_supermodule(f"vae_{next(_counter)}", self._pyro_context)
+        self._pyro_name = f"vae_{next(_counter)}"
+        for key, program in self._modules.items():
+            if isinstance(program, PyroModule):
+                program._pyro_name = f"{self._pyro_name}.{key}"

@@ -163,7 +163,9 @@ def test_gaussian_kl_isotropic_and_diagonal() -> None:
 
     def reference(q: Tensor, p: Tensor) -> Tensor:
         scales = ((0.5 * v).exp().expand(5, 2, 3) for v in (q, p))
-        laws = [torch.distributions.Normal(m, v) for m, v in zip((mean_q, mean_p), scales, strict=True)]
+        laws = [
+            torch.distributions.Normal(m, v) for m, v in zip((mean_q, mean_p), scales, strict=True)
+        ]
         return kl_divergence(*laws).sum((-2, -1))
 
     for q, p in ((log_q, log_p), (log_q, diagonal), (diagonal, diagonal + 0.5)):
@@ -172,7 +174,10 @@ def test_gaussian_kl_isotropic_and_diagonal() -> None:
         torch.testing.assert_close(actual, reference(q, p), rtol=1e-12, atol=0.0)
     scalar = kernels.gaussian_kl(mean_q - mean_p, tensor(0.3), tensor(-0.2), 2)
     torch.testing.assert_close(
-        scalar, reference(tensor(0.3).view(1, 1, 1), tensor(-0.2).view(1, 1, 1)), rtol=1e-12, atol=0.0
+        scalar,
+        reference(tensor(0.3).view(1, 1, 1), tensor(-0.2).view(1, 1, 1)),
+        rtol=1e-12,
+        atol=0.0,
     )
 
 

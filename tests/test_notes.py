@@ -24,7 +24,13 @@ from torch.distributions import Normal
 from pyrodiff import ForwardChain, ReverseChain, kernels
 from pyrodiff.decoders import GaussianDecoder
 from pyrodiff.denoisers import DataDenoiser, MeanDenoiser, NoiseDenoiser
-from pyrodiff.objectives import MeanLoss, NoiseLoss, VariationalBound, variational_term
+from pyrodiff.objectives import (
+    MeanLoss,
+    NoiseLoss,
+    VariationalBound,
+    WeightedLoss,
+    variational_term,
+)
 from pyrodiff.schedules import (
     BetaSchedule,
     CosineSchedule,
@@ -185,7 +191,7 @@ def test_mean_and_variance_of_the_reverse_step_from_one_network():
         law = (reverse.transition(x_t, t) if t > 1 else reverse.decode(x_t)).base_dist
         torch.testing.assert_close(law.loc, mean, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(law.scale**2, BETAS[t - 1] * raw.exp(), rtol=1e-12, atol=0.0)
-        assert float(law.scale.std()) > 0  # not isotropic
+        assert float(law.scale.detach().std()) > 0  # not isotropic
 
 
 def test_mean_and_variance_of_the_reverse_step_from_a_unet():
@@ -226,14 +232,15 @@ def test_joint_of_the_reverse_chain_is_the_product_of_its_factors():
 # -- the bound -------------------------------------------------------------------------------------
 
 
-def paths(reverse: ReverseChain, x_0: Tensor, order: str) -> tuple[list[Tensor], Tensor]:
-    """x_0 … x_T of the forward chain in the given order, and log p_θ(x_0:T) − log q(x_1:T|x_0)."""
-    guide = ForwardChain(SCHEDULE, T, order=order)
-    q = poutine.trace(guide).get_trace(x_0)
+def log_weights(
+    reverse: ReverseChain, forward: ForwardChain, x_0: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """A path x_0 … x_T of the forward chain and log p_θ(x_0:T) − log q(x_1:T | x_0) along it."""
+    q = poutine.trace(forward).get_trace(x_0)
     p = poutine.trace(poutine.replay(reverse, trace=q)).get_trace(x_0)
     q.compute_log_prob()
     p.compute_log_prob()
-    names = [f"x_{t}" for t in range(1, T + 1)]
+    names = [f"x_{t}" for t in range(1, forward.num_steps + 1)]
     weights = p.nodes["x_0"]["log_prob"]
     for name in names:
         weights = weights + p.nodes[name]["log_prob"] - q.nodes[name]["log_prob"]
@@ -245,26 +252,27 @@ def paths(reverse: ReverseChain, x_0: Tensor, order: str) -> tuple[list[Tensor],
 def test_trajectory_bound_is_the_three_part_decomposition(order):
     reverse = chain(NoiseDenoiser, FixedLarge())
     x_0 = torch.randn(1, D, dtype=torch.float64).expand(4000, D).contiguous()
-    states, log_weights = paths(reverse, x_0, order)
+    guide = ForwardChain(SCHEDULE, T, order=order)
+    states, weights = log_weights(reverse, guide, x_0)
     parts = reverse.forward_chain.prior_kl(x_0)
     for t in range(1, T + 1):
         alpha_bar = ALPHA_BAR[t - 1]
         noise = (states[t] - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
         parts = parts + variational_term(reverse, x_0, t, noise)
-    assert float(log_weights.std()) < 30
-    assert close_in_mean(log_weights + parts)
+    assert float(weights.std()) < 30
+    assert close_in_mean(weights + parts)
     pyro.set_rng_seed(5)
-    guide = ForwardChain(SCHEDULE, T, order=order)
     loss = Trace_ELBO().loss(reverse, guide, x_0)
     pyro.set_rng_seed(5)
-    assert loss == pytest.approx(-float(paths(reverse, x_0, order)[1].sum()), rel=1e-9)
+    assert loss == pytest.approx(-float(log_weights(reverse, guide, x_0)[1].sum()), rel=1e-9)
 
 
 @torch.no_grad()
 def test_one_term_needs_the_marginal_of_one_latent_alone():
     reverse, n = chain(NoiseDenoiser, FixedLarge()), 4000
     x_0 = torch.randn(1, D, dtype=torch.float64).expand(n, D).contiguous()
-    states, _ = paths(reverse, x_0, "noising")
+    forward = ForwardChain(SCHEDULE, T, order="noising")
+    states, _ = log_weights(reverse, forward, x_0)
     for t in range(1, T + 1):
         alpha_bar = ALPHA_BAR[t - 1]
         along = (states[t] - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
@@ -295,6 +303,21 @@ def test_terms_of_the_bound_match_means_and_match_noises(kind):
         term = variational_term(reverse, x_0, t, noise)
         for value in matching.values():
             torch.testing.assert_close(term, value + constant, rtol=1e-8, atol=1e-10)
+
+
+def test_noise_loss_with_the_weights_of_the_bound_has_the_gradient_of_the_bound():
+    reverse, x_0 = chain(NoiseDenoiser, FixedLarge()), torch.randn(8, D, dtype=torch.float64)
+
+    def weight(step: kernels.Step) -> Tensor:  # T β_t²/(2 σ_t² α_t (1 − ᾱ_t)), σ_t² = β_t
+        beta = step.log_large.exp()
+        return T * beta / (2 * (1 - beta) * step.sigma**2)
+
+    grads = []
+    for objective in (VariationalBound(AllTimesteps()), WeightedLoss(weight, AllTimesteps())):
+        objective.generator = torch.Generator().manual_seed(3)
+        loss = objective.differentiable_loss(reverse, reverse.forward_chain, x_0)
+        grads.append(torch.autograd.grad(loss, list(reverse.denoiser.network.parameters())))
+    torch.testing.assert_close(*grads, rtol=1e-8, atol=1e-8)
 
 
 # -- the two algorithms ----------------------------------------------------------------------------
@@ -328,13 +351,17 @@ def test_training_algorithm_through_svi_takes_the_same_step():
     expected = [p.detach() - 0.01 * g for p, g in zip(parameters, grads, strict=True)]
     objective.generator = torch.Generator().manual_seed(3)
     svi = SVI(reverse, reverse.forward_chain, pyro.optim.SGD({"lr": 0.01}), objective)
-    assert svi.step(x_0) == pytest.approx(float(loss), rel=1e-9)
+    assert svi.step(x_0) == pytest.approx(float(loss.detach()), rel=1e-9)
     torch.testing.assert_close([p.detach() for p in parameters], expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("variance", [FixedLarge(), FixedSmall()], ids=repr)
 @torch.no_grad()
-def test_sampling_algorithm_line_by_line():
-    reverse = chain(NoiseDenoiser, FixedLarge())
+def test_sampling_algorithm_line_by_line(variance):
+    reverse = chain(NoiseDenoiser, variance)
+    beta_tilde = BETAS[1:] * (1 - ALPHA_BAR[:-1]) / (1 - ALPHA_BAR[1:])  # β̃_2 … β̃_T
+    small = torch.cat([beta_tilde[:1], beta_tilde])  # β̃_1 = 0: β̃_2 stands in
+    sigma = (BETAS if isinstance(variance, FixedLarge) else small).sqrt()
     network, streams = reverse.denoiser.network, NoiseStreams(7, range(5), torch.Size([D]))
     like = torch.empty((), dtype=torch.float64)
 
@@ -343,7 +370,7 @@ def test_sampling_algorithm_line_by_line():
         x, beta, alpha_bar = states[-1], BETAS[t - 1], ALPHA_BAR[t - 1]
         eps = network(x, torch.logit(alpha_bar).expand(5))
         mean = (x - beta / (1 - alpha_bar).sqrt() * eps) / (1 - beta).sqrt()
-        states.append(mean + beta.sqrt() * streams.normal(like))  # x_{t−1} = μ + σ_t z
+        states.append(mean + sigma[t - 1] * streams.normal(like))  # x_{t−1} = μ + σ_t z
 
     ours = reverse.sample(5, seed=7, trajectory=True)
     torch.testing.assert_close(ours, torch.stack(states[::-1]), rtol=1e-6, atol=1e-6)
@@ -364,7 +391,7 @@ def test_mean_loss_is_the_square_of_the_means():
             1 - alpha_bar
         )
         mu = reverse.denoiser.network(x_t, torch.logit(alpha_bar).expand(8))
-        total += float((mu_tilde - mu).square().sum()) / T
+        total += float((mu_tilde - mu).detach().square().sum()) / T
     assert loss.loss(reverse, reverse.forward_chain, x_0) == pytest.approx(total, rel=1e-8)
 
 
@@ -426,14 +453,15 @@ def test_bound_of_a_diffusion_model_bounds_the_divergence_and_tightens_with_its_
         reverse = ReverseChain(
             DataDenoiser(ExactDenoiser()), forward, (1,), FixedLarge(), GaussianDecoder()
         )
-        bound = torch.zeros(len(data), dtype=torch.float64) - forward.prior_kl(data[:, None])
-        for t in range(1, num_steps + 1):
-            bound -= variational_term(reverse, data[:, None], t, torch.randn_like(data)[:, None])
+        bound = log_weights(reverse, forward, data[:, None])[1]
         excess = mixture_log_prob(data) - bound  # its mean bounds KL(P_data ‖ P_θ) from above
         error = float(excess.std()) / math.sqrt(len(data))
         assert float(-bound.mean() - entropy) > -STANDARD_ERRORS * float(bound.std()) / math.sqrt(
             len(data)
         )
+        # The objective estimates the same mean, term by term: standard error below 0.02.
+        loss = VariationalBound(AllTimesteps()).loss(reverse, forward, data[:, None])
+        assert loss / len(data) == pytest.approx(-float(bound.mean()), abs=0.1)
         divergences.append((float(excess.mean()), error))
     for kl, error in divergences:
         assert kl > -STANDARD_ERRORS * error
@@ -474,5 +502,5 @@ def test_docs_page_names_exist():
     for name in sorted(names):
         resolve(name)
     rows = [line for line in page.splitlines() if line.startswith("|")]
-    body = [row for row in rows if not re.match(r"\|( equation|\s*-)", row)]
+    body = [row for row in rows if not re.match(r"\|( equation| line|\s*-)", row)]
     assert all("`pyro" in row and "tests/" in row for row in body)

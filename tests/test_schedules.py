@@ -166,7 +166,9 @@ def test_beta_schedule_is_exact_at_the_knots_and_decreasing_between() -> None:
     # log ᾱ is linear between knots
     middle = math.log1p(-0.001) + 0.5 * math.log1p(-0.01)
     expected = middle - math.log(-math.expm1(middle))
-    assert float(schedule.log_snr(torch.tensor(0.3, dtype=F64))) == pytest.approx(expected, rel=1e-12)
+    assert float(schedule.log_snr(torch.tensor(0.3, dtype=F64))) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_beta_schedule_of_linear_betas_is_the_linear_table() -> None:

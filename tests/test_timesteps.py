@@ -49,7 +49,9 @@ def test_all_timesteps_visits_each_step_once_with_weight_one() -> None:
     assert all(torch.equal(w, torch.ones(3, dtype=torch.float64)) for _, w in pairs)
 
 
-@pytest.mark.parametrize("rule", [UniformTimesteps(), LowDiscrepancyTimesteps()], ids=repr)
+@pytest.mark.parametrize(
+    "rule", [UniformTimesteps(), LowDiscrepancyTimesteps()], ids=["uniform", "low-discrepancy"]
+)
 def test_weights_are_one_over_p(rule: Timesteps) -> None:
     t, w = one(rule, 1000, 7)
     assert t.dtype == torch.int64 and w.dtype == torch.float64

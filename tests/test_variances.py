@@ -77,14 +77,18 @@ def test_learned_variances_pass_gradients(variance: Variance) -> None:
     close(raw.grad, slope)
 
 
-@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge(), LearnedRange(), LearnedDiagonal()], ids=repr)
+@pytest.mark.parametrize(
+    "variance", [FixedSmall(), FixedLarge(), LearnedRange(), LearnedDiagonal()], ids=repr
+)
 def test_chain_of_one_step_has_beta_1_everywhere(variance: Variance) -> None:
     forward = ForwardChain(BetaSchedule([0.3]), 1)
     raw = torch.zeros_like(X) if variance.learned else None
     close(variance.log_variance(at(1, forward), raw).exp().expand(X.shape), 0.3)
 
 
-@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge(), LearnedRange(), LearnedDiagonal()], ids=repr)
+@pytest.mark.parametrize(
+    "variance", [FixedSmall(), FixedLarge(), LearnedRange(), LearnedDiagonal()], ids=repr
+)
 def test_one_time_per_sample(variance: Variance) -> None:
     t = torch.tensor([1, 4, 2])
     raw = torch.full_like(X, 0.3) if variance.learned else None

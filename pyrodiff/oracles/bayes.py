@@ -67,7 +67,9 @@ class BayesNetwork(nn.Module):
     def __init__(self, components: Components, prediction: str = "noise"):
         super().__init__()
         if prediction not in _PREDICTIONS:
-            raise ValueError(f"Expected prediction to be one of {_PREDICTIONS}; got {prediction!r}.")
+            raise ValueError(
+                f"Expected prediction to be one of {_PREDICTIONS}; got {prediction!r}."
+            )
         self.prediction = prediction
         for name, value in components._asdict().items():
             self.register_buffer(name, None if value is None else value.clone())

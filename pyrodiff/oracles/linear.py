@@ -51,7 +51,7 @@ class _Affine(NamedTuple):
     variance: Tensor
 
 
-def _probe_dtype(reverse: ReverseChain) -> Tensor:
+def network_tensor(reverse: ReverseChain) -> Tensor:
     """A float tensor like the network's; float64 on the CPU where it has none."""
     for tensor in (*reverse.parameters(), *reverse.buffers()):
         if tensor.dtype.is_floating_point:
@@ -64,6 +64,9 @@ def _check_chain(reverse: ReverseChain) -> None:
         raise TypeError(f"Expected a chain with a GaussianDecoder; got {reverse.decoder!r}.")
     if reverse.variance.learned:
         raise ValueError(f"Expected a fixed variance; got {reverse.variance!r}.")
+    clip = reverse.denoiser.clip
+    if clip is not None:
+        raise ValueError(f"Expected a denoiser that is affine in x_t; got clip={clip}.")
 
 
 def _affine(reverse: ReverseChain, t: int, like: Tensor) -> _Affine:
@@ -120,7 +123,7 @@ def linear_log_prob(reverse: ReverseChain, x_0: Tensor) -> Float[Tensor, " n"]:
         TypeError: another decoder.
     """
     _check_chain(reverse)
-    data, like, chain = _flat(reverse, x_0), _probe_dtype(reverse), reverse.forward_chain
+    data, like, chain = _flat(reverse, x_0), network_tensor(reverse), reverse.forward_chain
     eye = torch.eye(data.shape[1], dtype=torch.float64)
     mean, covariance = eye.new_zeros(len(eye)), eye
     for t in range(reverse.num_steps, 1, -1):
@@ -145,7 +148,7 @@ def linear_bound(reverse: ReverseChain, x_0: Tensor) -> LinearBound:
         ``prior`` (N,), ``terms`` (N, T) with index t − 1, ``elbo`` (N,); nats, float64.
     """
     _check_chain(reverse)
-    data, like, chain = _flat(reverse, x_0), _probe_dtype(reverse), reverse.forward_chain
+    data, like, chain = _flat(reverse, x_0), network_tensor(reverse), reverse.forward_chain
     terms = []
     for t in range(1, reverse.num_steps + 1):
         affine = _affine(reverse, t, like)

@@ -80,11 +80,9 @@ class Gaussian:
             )
         self.event_shape = torch.Size([size])
         eigenvalues, eigenvectors = _eigen(self.covariance[None])
-        self._parts = Components(
-            self.mean.new_zeros(1), self.mean[None], eigenvalues, eigenvectors
-        )
+        self._parts = Components(self.mean.new_zeros(1), self.mean[None], eigenvalues, eigenvectors)
 
-    def log_prob(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    def log_prob(self, x: Tensor) -> Float[Tensor, " n"]:
         """log N(x; m, C) in nats, (N, d) to (N,)."""
         return _log_prob(self._parts, x)
 
@@ -154,7 +152,7 @@ class GaussianMixture:
             return torch.diag_embed(eigenvalues)
         return (eigenvectors * eigenvalues.unsqueeze(-2)) @ eigenvectors.mT
 
-    def log_prob(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    def log_prob(self, x: Tensor) -> Float[Tensor, " n"]:
         """log Σ_k w_k N(x; m_k, C_k) in nats, (N, d) to (N,)."""
         return _log_prob(self._parts, x)
 

@@ -47,7 +47,8 @@ class ProductNetwork(nn.Module):
         rest = (time,) if context is None else (time, context)
         blocks = zip(self.index, x.split(self.sizes, dim=1), strict=True)
         outputs = [self.networks[i](block, *rest) for i, block in blocks]
-        doubled = [output.shape[1] // size for output, size in zip(outputs, self.sizes, strict=True)]
+        pairs = zip(outputs, self.sizes, strict=True)
+        doubled = [output.shape[1] // size for output, size in pairs]
         if any(d != doubled[0] for d in doubled):
             raise ValueError(
                 "Expected all networks to double their output, or none; got outputs of "

@@ -1,0 +1,110 @@
+"""The command line: ``pyrodiff fit DATA``, ``pyrodiff evaluate RUN``, ``pyrodiff sample RUN``.
+
+Parsing imports neither torch nor Pyro, so that help and mistakes are answered at once; what a
+command needs is imported when it runs (``pyrodiff.runs``).
+"""
+
+import sys
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+import pyrodiff
+from pyrodiff.settings import FitSettings
+
+__all__ = ["main", "make_parser"]
+
+
+def _fit_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Train a model on DATA and write a run.")
+    parser.add_argument("--config", action="config", help="Settings from a YAML file.")
+    parser.add_argument(
+        "data",
+        type=str,
+        help="digits, moons, checkerboard, mixture, or the path of a .npy, .npz, .csv or .parquet "
+        "file or of a folder of images.",
+    )
+    parser.add_argument("--output", type=str | None, help="The run's folder (runs/DATA).")
+    parser.add_argument("--context", type=str | None, help="What to condition on: label (digits).")
+    parser.add_argument("--key", type=str | None, help="The array of an .npz file with several.")
+    parser.add_argument("--levels", type=int | None, help="Treat the data as integers 0 … N-1.")
+    parser.add_class_arguments(FitSettings)
+    parser.add_argument("--resume", action="store_true", help="Go on from the last checkpoint.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace a run that is there.")
+    parser.add_argument("--quiet", action="store_true", help="No progress bar.")
+    return parser
+
+
+def _evaluate_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Bound the log-likelihood of data under the model of RUN.")
+    parser.add_argument("run", type=str, help="The run's folder.")
+    parser.add_argument("--data", type=str | None, help="Other data than the run's own.")
+    parser.add_argument("--split", type=str, default="test", help="train, validation or test.")
+    parser.add_argument("--evaluations", type=int | None, help="Network calls per sample.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the noise.")
+    parser.add_argument("--batch_size", type=int, default=256, help="Samples per network call.")
+    parser.add_argument("--quiet", action="store_true", help="No progress bar.")
+    return parser
+
+
+def _sample_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Draw samples from the model of RUN.")
+    parser.add_argument("run", type=str, help="The run's folder.")
+    parser.add_argument("-n", "--num_samples", type=int, default=64, help="How many.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the noise.")
+    parser.add_argument("--batch_size", type=int, default=256, help="Samples per network call.")
+    parser.add_argument("--label", type=int | None, help="The class, for a class-conditional run.")
+    parser.add_argument("--output", type=str | None, help="A .npy file (RUN/samples.npy).")
+    return parser
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of all commands."""
+    parser = ArgumentParser(
+        prog="pyrodiff",
+        description="Variational diffusion models as Pyro programs.",
+        version=pyrodiff.__version__,
+    )
+    commands = parser.add_subcommands(required=True, dest="command")
+    commands.add_subcommand("fit", _fit_parser())
+    commands.add_subcommand("evaluate", _evaluate_parser())
+    commands.add_subcommand("sample", _sample_parser())
+    return parser
+
+
+def _settings(options: Namespace) -> FitSettings:
+    values = options.as_dict()
+    names = FitSettings.__dataclass_fields__
+    return FitSettings(**{name: value for name, value in values.items() if name in names})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, or 2 for a mistake, explained in one line."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    values: Any = options[options.command]
+    settings = None
+    try:
+        settings = _settings(values) if options.command == "fit" else None
+        from pyrodiff import runs
+
+        if options.command == "fit":
+            assert settings is not None
+            runs.fit(settings, **_others(values))
+        elif options.command == "evaluate":
+            runs.evaluate(**values.as_dict())
+        else:
+            runs.sample(**values.as_dict())
+    except (ValueError, OSError, ImportError) as error:
+        print(f"pyrodiff {options.command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _others(values: Namespace) -> dict[str, Any]:
+    names = ("data", "output", "context", "key", "levels", "resume", "overwrite", "quiet")
+    return {name: values[name] for name in names}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
