@@ -32,6 +32,7 @@ import rich
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.util import zero_grads
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -93,7 +94,7 @@ class Pair:
             torch.manual_seed(1)
             value = loss(x_0)
             gradients.append(torch.autograd.grad(value, list(network.parameters())))
-            values.append(float(value))
+            values.append(value.item())
         ours, theirs = (torch.cat([g.flatten() for g in part]) for part in gradients)
         distance = float((ours - theirs).norm() / theirs.norm())
         if not (np.isclose(*values, rtol=1e-4) and distance < 1e-3):
@@ -319,16 +320,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help=f"JSON; default in {results}")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     if options.quick:
         rows = training_steps(pairs=9) + trajectories(pairs=5, batch=256, num_steps=100)
     else:
         rows = training_steps(pairs=40) + trajectories(pairs=6, batch=64, num_steps=1000)
         rows += trajectories(pairs=7, batch=256, num_steps=100)
-    view = table(rows)
-    console = rich.get_console()
-    console.print(view, width=max(console.width, 120))
+    console = Console()
+    console.width = max(console.width, 130)
+    console.print(table(rows))
     name = "steps-quick.json" if options.quick else "steps-cpu.json"
     output = options.output or results / name
     write(output, {"environment": environment(), "optimizer": {"AdamW": ADAM}, "rows": rows})

@@ -2,7 +2,8 @@ r"""The two Pyro programs: the forward chain (guide) and the reverse chain (mode
 
     guide   q(x_1:T | x_0) = q(x_T | x_0) ∏_{t=2}^T q(x_{t−1} | x_t, x_0)     order="denoising"
                            = ∏_{t=1}^T q(x_t | x_{t−1})                       order="noising"
-    model   p_θ(x_0:T)     = N(x_T; 0, I) ∏_{t=2}^T N(x_{t−1}; c_0 x̂_0 + c_t x_t, Σ_θ) p_θ(x_0 | x_1)
+    model   p_θ(x_0:T)     = N(x_T; 0, I) ∏_{t=2}^T N(x_{t−1}; μ_θ, Σ_θ) p_θ(x_0 | x_1)
+                             μ_θ = c_0 x̂_0(x_t) + c_t x_t
 
 Sites are named ``x_1`` … ``x_T`` and ``x_0``, inside one plate ``"data"`` at dimension −1; batch
 axes stand on the left, event axes on the right, so that plates added outside (vectorized
@@ -16,7 +17,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -77,19 +78,26 @@ class ForwardChain(PyroModule):
         # Plain attributes, not buffers: `module.half()` must not touch float64 log-SNRs.
         self.log_snr: Float[Tensor, " T"] = log_snr
         self._steps = kernels.steps(log_snr)
-        self._cast_steps: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._cast_steps: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
         self._knots = torch.cat([log_snr.new_full((1,), torch.inf), log_snr]).unbind()
 
     def step(self, t: Tensor | int, x: Tensor, event_dim: int) -> Step:
         """The coefficients at steps ``t`` (1 … T), shape () or (N,), cast and shaped like ``x``."""
         key = (x.dtype, x.device)
         if key not in self._cast_steps:
-            self._cast_steps[key] = self._steps.to(x.device).to(x.dtype)
+            # The network reads λ as its time, which half precision would round.
+            wide = torch.promote_types(x.dtype, torch.float32)
+            self._cast_steps[key] = (
+                self.log_snr.to(wide).to(x.device),
+                self._steps.to(x.dtype).to(x.device),
+            )
+        log_snr, steps = self._cast_steps[key]
         index = t - 1 if isinstance(t, int) else (t - 1).to(x.device)
-        values = self._cast_steps[key][:, index]
+        time, values = log_snr[index], steps[:, index]
         if values.dim() > 1:
-            values = values[(...,) + (None,) * event_dim]
-        return Step(*values.unbind())
+            axes = (..., *(None,) * event_dim)
+            time, values = time[axes], values[axes]
+        return Step(time, *values.unbind()[1:])
 
     def marginal(self, x_0: Tensor, t: int) -> dist.Independent:
         """q(x_t | x_0), x_0 of shape (N, *event_shape)."""
@@ -208,8 +216,11 @@ class ReverseChain(PyroModule):
         if len(batch) > 1:
             context, t, step = self._repeat(batch, context, t, step)
         # Not `self.denoiser`: inside a Pyro program that access registers every parameter anew.
-        prediction = self._modules["denoiser"](flat, t, step, context, self.variance.learned)
-        return Prediction(*(v if v is None else v.reshape(x_t.shape) for v in prediction))
+        denoiser = cast(Denoiser, self._modules["denoiser"])
+        x0_hat, raw = denoiser(flat, t, step, context, self.variance.learned)
+        if len(batch) == 1:
+            return Prediction(x0_hat, raw)
+        return Prediction(x0_hat.reshape(x_t.shape), raw if raw is None else raw.reshape(x_t.shape))
 
     def _repeat(
         self, batch: torch.Size, context: Tensor | None, t: Tensor, step: Step
@@ -286,9 +297,7 @@ class ReverseChain(PyroModule):
         with self._pyro_context:
             self.denoiser  # noqa: B018  (the access is what registers)
 
-    def check_data(
-        self, x_0: Tensor, context: Tensor | None = None, values: bool = True
-    ) -> None:
+    def check_data(self, x_0: Tensor, context: Tensor | None = None, values: bool = True) -> None:
         """Raise ValueError unless ``x_0`` is finite data (N, *event_shape) for this decoder.
 
         With ``values=False`` the shapes and the dtype alone are looked at.
@@ -393,7 +402,7 @@ class ReverseChain(PyroModule):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], network: nn.Module | None = None) -> Self:
+    def from_config(cls, config: Any, network: nn.Module | None = None) -> Self:
         """The chain that ``config()`` describes, with fresh weights.
 
         Args:

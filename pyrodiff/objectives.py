@@ -132,7 +132,9 @@ def variational_term(
         raise ValueError(f"Expected noise of shape {tuple(x_0.shape)}; got {tuple(noise.shape)}.")
     steps = torch.as_tensor(t).cpu().reshape(-1)
     if steps.is_floating_point() or len(steps) not in (1, len(x_0)):
-        raise ValueError(f"Expected t to be an integer or integers of shape ({len(x_0)},); got {t}.")
+        raise ValueError(
+            f"Expected t to be an integer or integers of shape ({len(x_0)},); got {t}."
+        )
     steps = steps.expand(len(x_0))
     if len(steps) and not (steps.min() >= 1 and steps.max() <= reverse.num_steps):
         raise ValueError(
@@ -263,7 +265,8 @@ def _check_pair(model: Any, guide: Any) -> None:
 class VariationalBound(Objective):
     r"""The negative evidence lower bound, in nats (Ho et al., 2020, equation 5): a bound.
 
-        KL(q(x_T|x_0) ‖ p(x_T)) + Σ_{t=2}^T KL(q(x_{t−1}|x_t,x_0) ‖ p_θ(x_{t−1}|x_t)) − log p_θ(x_0|x_1)
+        KL(q(x_T|x_0) ‖ p(x_T)) + Σ_{t=2}^T KL(q(x_{t−1}|x_t,x_0) ‖ p_θ(x_{t−1}|x_t))
+                                − log p_θ(x_0|x_1)
 
     in expectation over the noise.  With subsampled t it is unbiased for that sum: a draw is an
     estimate of the bound, its mean the bound.

@@ -86,7 +86,9 @@ def terms(result: LogLikelihood, axes: Any = None) -> Any:
     t = result.timesteps.numpy()
     axes.plot(t, mean.numpy(), color=BLUE, marker="o", markersize=2.5, label="mean over samples")
     low, high = (mean - 2 * error).numpy(), (mean + 2 * error).numpy()
-    axes.fill_between(t, low, high, color=BLUE, alpha=0.25, linewidth=0, label="± 2 standard errors")
+    axes.fill_between(
+        t, low, high, color=BLUE, alpha=0.25, linewidth=0, label="± 2 standard errors"
+    )
     axes.set_xlabel("timestep t (1: data, T: noise)")
     axes.set_ylabel("term of the bound $L_t$ (nats)")
     axes.set_xscale("log")

@@ -1,5 +1,7 @@
 """From settings (plain values) to the objects that they name."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -9,19 +11,19 @@ from pyrodiff.settings import FitSettings
 
 __all__ = ["make_model", "make_network", "make_objective"]
 
-_DENOISERS = {
+_DENOISERS: dict[str, Callable[..., denoisers.Denoiser]] = {
     "noise": denoisers.NoiseDenoiser,
     "data": denoisers.DataDenoiser,
     "velocity": denoisers.VelocityDenoiser,
     "mean": denoisers.MeanDenoiser,
 }
-_VARIANCES = {
+_VARIANCES: dict[str, type[variances.Variance]] = {
     "fixed-small": variances.FixedSmall,
     "fixed-large": variances.FixedLarge,
     "learned-range": variances.LearnedRange,
     "learned-diagonal": variances.LearnedDiagonal,
 }
-_TIMESTEPS = {
+_TIMESTEPS: dict[str, Callable[[], timesteps.Timesteps]] = {
     "low-discrepancy": timesteps.LowDiscrepancyTimesteps,
     "uniform": timesteps.UniformTimesteps,
     "all": timesteps.AllTimesteps,
@@ -52,7 +54,7 @@ def make_network(
     if settings.network == "unet":
         return networks.UNet(event_shape, context_size=context_size, learned_variance=learned)
     reads_levels = settings.denoiser == "data" and levels is not None and levels <= 32
-    return networks.ResidualConvNet(
+    network = networks.ResidualConvNet(
         event_shape,
         channels=width,
         blocks=settings.blocks,
@@ -61,7 +63,8 @@ def make_network(
         learned_variance=learned,
         fourier=() if reads_levels else (2.0, 4.0, 8.0),
         dropout=settings.dropout or 0.0,
-    ).to(memory_format=torch.channels_last)
+    )
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _make_schedule(settings: FitSettings) -> schedules.Schedule:

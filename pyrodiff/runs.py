@@ -1,11 +1,11 @@
 """Runs: folders that hold a model, how it came about, and what came of it.
 
-    config.yaml          model, data and settings, as plain values
-    model.safetensors    the averaged weights with the best validation bound
-    metrics.csv          a row for every validation
-    evaluation.nc        per-sample bound on the test split
-    samples.png          samples, and terms.png: L_t against t
-    checkpoints/         best.ckpt and last.ckpt, for --resume
+config.yaml          model, data and settings, as plain values
+model.safetensors    the averaged weights with the best validation bound
+metrics.csv          a row for every validation
+evaluation.nc        per-sample bound on the test split
+samples.png          samples, and terms.png: L_t against t
+checkpoints/         best.ckpt and last.ckpt, for --resume
 """
 
 import logging
@@ -292,7 +292,9 @@ def _report(result: LogLikelihood, dataset: DataSet, split: str) -> None:
     if dataset.log_prob is not None and dataset.levels is None:
         exact = dataset.log_prob(dataset.transform.inverse(getattr(dataset, split)))
         error = float(exact.std() / len(exact) ** 0.5)
-        table.add_row("exact log p of the data's law", f"{float(exact.mean()):.3f}", f"{error:.3f}", "")
+        table.add_row(
+            "exact log p of the data's law", f"{float(exact.mean()):.3f}", f"{error:.3f}", ""
+        )
     Console().print(table)
     print(f"{result.network_evaluations} network calls per sample; {result.kind} on log p")
 
@@ -303,7 +305,7 @@ def _one_hot(label: int | None, held: dict[str, Any], num_samples: int) -> Tenso
         got = "none" if label is None else f"label {label}"
         expected = "no label (the run is unconditional)" if shape is None else "a label"
         raise ValueError(f"Expected {expected}; got {got}.")
-    if label is None:
+    if label is None or shape is None:
         return None
     if len(shape) != 1 or not 0 <= label < shape[0]:
         raise ValueError(f"Expected a label from 0 to {shape[0] - 1}; got {label}.")

@@ -156,10 +156,13 @@ def recipe(settings: FitSettings, *, image: bool, levels: int | None) -> FitSett
     defaults["decoder"] = "gaussian" if levels is None else "categorical"
     if settings.objective == "hybrid":
         defaults["variance"] = "learned-range"
-    few = levels is not None and levels <= 32 and (settings.network or defaults["network"]) == "conv"
+    network = settings.network or defaults["network"]
+    few = levels is not None and levels <= 32 and network == "conv"
     defaults["denoiser"] = "data" if few else "noise"
-    # x_1 must tell neighbouring levels apart: σ_1 = 0.38 of the distance to the mid-point between.
-    defaults["log_snr_max"] = 10.0 if levels is None else round(2 * math.log((levels - 1) / 0.376), 2)
+    defaults["log_snr_max"] = 10.0
+    if levels is not None:
+        # x_1 must tell neighbouring levels apart: σ_1 is 0.38 of the way to the mid-point between.
+        defaults["log_snr_max"] = round(2 * math.log((levels - 1) / 0.376), 2)
     missing = {k: v for k, v in defaults.items() if getattr(settings, k) is None}
     settings = replace(settings, **missing)
     if (settings.decoder == "gaussian") != (levels is None):

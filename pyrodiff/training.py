@@ -83,7 +83,9 @@ class SeededBatches:
 
 
 class DiffusionModule(lightning.LightningModule):
-    """A reverse chain and an objective as a ``LightningModule``; batches are [x_0] or [x_0, context].
+    """A reverse chain and an objective as a ``LightningModule``.
+
+    Batches are lists [x_0] or [x_0, context].
 
     Args:
         reverse: the model.
@@ -147,10 +149,10 @@ class DiffusionModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         settings = self.settings
         assert settings.steps and settings.learning_rate is not None
-        groups = [
-            {"params": [p for p in self.parameters() if p.dim() > 1]},
-            {"params": [p for p in self.parameters() if p.dim() <= 1], "weight_decay": 0.0},
-        ]
+        matrices = [p for p in self.parameters() if p.dim() > 1]
+        others = [p for p in self.parameters() if p.dim() <= 1]
+        groups: list[dict[str, Any]] = [{"params": matrices}]
+        groups.append({"params": others, "weight_decay": 0.0})
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=settings.learning_rate,
@@ -163,7 +165,8 @@ class DiffusionModule(lightning.LightningModule):
         def factor(step: int) -> float:
             if step < warm_up:
                 return (step + 1) / warm_up
-            return 0.001 + 0.4995 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / total * 10 / 9)))
+            done = min(1.0, (step - warm_up) / max(1, total - warm_up))
+            return 0.001 + 0.4995 * (1 + math.cos(math.pi * done))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {
@@ -262,7 +265,9 @@ def _averaging(decay: float) -> WeightAveraging:
 
 def _loader(x: Tensor, context: Tensor | None, **options: Any) -> DataLoader[Any]:
     tensors = (x,) if context is None else (x, context)
-    return DataLoader(TensorDataset(*tensors), collate_fn=torch.utils.data.default_collate, **options)
+    return DataLoader(
+        TensorDataset(*tensors), collate_fn=torch.utils.data.default_collate, **options
+    )
 
 
 def fit(
@@ -298,9 +303,8 @@ def fit(
     objective.check_model(reverse)
     checkpoints = Path(folder) / "checkpoints"
     module = DiffusionModule(reverse, objective, settings, data.log_density_offset())
-    batches = SeededBatches(
-        len(data.train), settings.batch_size, min(settings.validate_every, settings.steps), settings.seed
-    )
+    epoch = min(settings.validate_every, settings.steps)
+    batches = SeededBatches(len(data.train), settings.batch_size, epoch, settings.seed)
     best = ModelCheckpoint(
         checkpoints,
         "best",
@@ -335,9 +339,7 @@ def fit(
         trainer.fit(
             module,
             _loader(data.train, data.train_context, batch_sampler=batches),
-            _loader(
-                data.validation, data.validation_context, batch_size=len(data.validation)
-            ),
+            _loader(data.validation, data.validation_context, batch_size=len(data.validation)),
             ckpt_path=start,
             weights_only=True,
         )
