@@ -329,7 +329,7 @@ def main() -> None:
         rows = training_steps(pairs=40) + trajectories(pairs=6, batch=64, num_steps=1000)
         rows += trajectories(pairs=7, batch=256, num_steps=100)
     console = Console()
-    console.width = max(console.width, 130)
+    console.width = max(console.width, 140)
     console.print(table(rows))
     name = "steps-quick.json" if options.quick else "steps-cpu.json"
     output = options.output or results / name

@@ -46,6 +46,23 @@ def _unique_name(kind: str) -> str:
     return f"{kind}_{next(_counter)}"
 
 
+def _event_shape(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(v) is int and v > 0 for v in value):
+        raise ValueError(f"Expected event_shape to be a list of positive integers; got {value!r}.")
+    return tuple(value)
+
+
+def _count_samples(num_samples: int | None, context: Tensor | None) -> int:
+    """How many samples are asked for: one per context, or one."""
+    if num_samples is None:
+        num_samples = 1 if context is None else len(context)
+    if num_samples < 1:
+        raise ValueError(f"Expected num_samples >= 1; got {num_samples}.")
+    if context is not None and len(context) != num_samples:
+        raise ValueError(f"Expected {num_samples} contexts; got {len(context)}.")
+    return num_samples
+
+
 class ForwardChain(PyroModule):
     """The guide q(x_1:T | x_0), fixed and Gaussian.
 
@@ -79,6 +96,12 @@ class ForwardChain(PyroModule):
         self.log_snr: Float[Tensor, " T"] = log_snr
         self._steps = kernels.steps(log_snr)
         self._cast_steps: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+        alpha, sigma = kernels.marginal_coefficients(log_snr[-1:])
+        zero = torch.zeros_like(sigma)
+        self._prior = (
+            float(kernels.gaussian_kl(alpha, zero, zero, 1)),  # of the mean, for ‖x_0‖ = 1
+            float(kernels.gaussian_kl(zero, 2 * sigma.log(), zero, 1)),  # of the variance
+        )
         self._knots = torch.cat([log_snr.new_full((1,), torch.inf), log_snr]).unbind()
 
     def step(self, t: Tensor | int, x: Tensor, event_dim: int) -> Step:
@@ -110,11 +133,9 @@ class ForwardChain(PyroModule):
 
     def prior_kl(self, x_0: Tensor) -> Tensor:
         """KL(q(x_T | x_0) ‖ N(0, I)) in nats, shape (N,)."""
-        event_dim = x_0.dim() - 1
-        step = self.step(self.num_steps, x_0, event_dim)
-        log_variance = 2 * step.sigma.log()
-        zero = torch.zeros_like(log_variance)
-        return kernels.gaussian_kl(step.alpha * x_0, log_variance, zero, event_dim)
+        half_alpha_squared, per_dimension = self._prior
+        squares = x_0.square().sum(tuple(range(1, x_0.dim())))
+        return half_alpha_squared * squares + per_dimension * x_0.shape[1:].numel()
 
     def forward(self, x_0: Tensor, context: Tensor | None = None) -> Tensor:
         """The Pyro program: sites ``x_1`` … ``x_T`` given data of shape (N, *event_shape).
@@ -259,16 +280,19 @@ class ReverseChain(PyroModule):
     def forward(
         self,
         x_0: Tensor | None = None,
-        num_samples: int | None = None,
         context: Tensor | None = None,
+        num_samples: int | None = None,
     ) -> Tensor:
         """The Pyro program: sites ``x_T`` … ``x_1`` and ``x_0``, observed where data is given.
 
+        Pyro's handlers have an argument of their own named ``context``: through ``SVI``, an ELBO
+        or ``Predictive`` hand it in by position, ``svi.step(x_0, context)``.
+
         Args:
             x_0: data of shape (N, *event_shape), or None to run the program generatively.
+            context: shape (N, …), handed to the network at every step.
             num_samples: how many samples in the plate ``"data"`` when there is no data (default:
                 as many as there are contexts, or 1).
-            context: shape (N, …), handed to the network at every step.
 
         Raises:
             ValueError: data of another event shape, not finite, or not for this decoder.
@@ -276,8 +300,8 @@ class ReverseChain(PyroModule):
         if x_0 is not None:
             self.check_data(x_0, context)
             num_samples = len(x_0)
-        elif num_samples is None:
-            num_samples = 1 if context is None else len(context)
+        else:
+            num_samples = _count_samples(num_samples, context)
         like = self._reference() if x_0 is None else x_0
         denoiser = self.denoiser  # the access registers the network with Pyro, once
         assert isinstance(denoiser, nn.Module)
@@ -355,14 +379,9 @@ class ReverseChain(PyroModule):
         Returns:
             x_0 of shape (N, *event_shape), or the trajectory.
         """
-        if num_samples is None:
-            num_samples = 1 if context is None else len(context)
-        if num_samples < 1 or batch_size < 1:
-            raise ValueError(
-                f"Expected num_samples >= 1 and batch_size >= 1; got {num_samples}, {batch_size}."
-            )
-        if context is not None and len(context) != num_samples:
-            raise ValueError(f"Expected {num_samples} contexts; got {len(context)}.")
+        num_samples = _count_samples(num_samples, context)
+        if batch_size < 1:
+            raise ValueError(f"Expected batch_size >= 1; got {batch_size}.")
         if seed is None:
             seed = int(torch.randint(2**31, ()))
         parts = []
@@ -427,7 +446,7 @@ class ReverseChain(PyroModule):
         return cls(
             serialization.build("denoisers", denoiser, network=network),
             chain,
-            event_shape=tuple(serialization.entry(config, "event_shape")),
+            event_shape=_event_shape(serialization.entry(config, "event_shape")),
             variance=serialization.build("variances", parts["variance"]),
             decoder=serialization.build("decoders", parts["decoder"]),
         )
@@ -456,6 +475,10 @@ class ReverseChain(PyroModule):
         config = serialization.read_config(folder / "config.yaml")
         weights = serialization.read_weights(folder / "model.safetensors")
         chain = cls.from_config(serialization.entry(config, "model"), network)
+        for weight in weights.values():
+            if weight.is_floating_point():
+                chain.to(weight.dtype)
+                break
         serialization.load_weights(chain, weights, folder / "model.safetensors")
         return chain
 

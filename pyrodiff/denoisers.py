@@ -122,7 +122,8 @@ class NoiseDenoiser(Denoiser):
     """The network predicts the noise ε in x_t = α_t x_0 + σ_t ε."""
 
     def _x0_hat(self, output: Tensor, x_t: Tensor, step: Step) -> Tensor:
-        return (x_t - step.sigma * output) / step.alpha
+        # not (x_t − σ ε̂)/α: two operations of the event's size, not three, in the gradient
+        return x_t / step.alpha - (step.sigma / step.alpha) * output
 
 
 class DataDenoiser(Denoiser):

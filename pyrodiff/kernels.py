@@ -150,7 +150,7 @@ def gaussian_kl(
     excess = torch.expm1(log_ratio) - log_ratio
     square = mean_difference.square()
     event_axes = tuple(range(-event_dim, 0))
-    if log_variance_p.shape[-event_dim:] == square.shape[-event_dim:]:
+    if square.shape[-event_dim:] in (excess.shape[-event_dim:], log_variance_p.shape[-event_dim:]):
         return 0.5 * (excess + square * (-log_variance_p).exp()).sum(event_axes)
     size = square.shape[-event_dim:].numel()
     weighted = square.sum(event_axes, keepdim=True) * (-log_variance_p).exp()

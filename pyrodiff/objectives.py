@@ -198,11 +198,13 @@ class Objective(ELBO):
         for t, weight in self.timesteps.draw(len(x_0), model.num_steps, self.generator):
             noise = torch.randn(x_0.shape, dtype=x_0.dtype, generator=self.generator).to(x_0.device)
             visit = _visit(model, x_0, t, noise, context)
-            terms = self._terms(visit, weight.to(x_0))
-            self.timesteps.update(t, terms.detach() / weight.to(x_0))
+            weight = weight.to(x_0)
+            terms = self._terms(visit, weight)
+            if self.timesteps.learns:
+                self.timesteps.update(t, terms.detach() / weight)
             if constant is not None:
                 terms, constant = terms + constant, None
-            yield terms.sum() / particles
+            yield terms.sum() / particles if particles > 1 else terms.sum()
 
     def check_model(self, model: ReverseChain) -> None:  # noqa: B027  (most suit every model)
         """Raise ValueError where this objective cannot train this model."""
@@ -321,7 +323,11 @@ class MinSNR:
 
 @dataclass(frozen=True)
 class SigmoidWeighting:
-    """w = sigmoid(b − λ) on the noise error (Kingma and Gao, 2023, appendix D)."""
+    """w = sigmoid(b − λ) on the noise error (Kingma and Gao, 2023, appendix D).
+
+    Their integral is over λ, the sum here over t: the two agree (up to a factor) where λ is linear
+    in t, as in ``LogSNRSchedule``.
+    """
 
     bias: float = 2.0
 

@@ -68,7 +68,7 @@ def samples_scatter(samples: Tensor, data: Tensor | None = None, axes: Any = Non
     axes.scatter(flat[:, 0], second(flat), color=BLUE, label="samples", **style)
     axes.set_xlabel("dimension 1")
     axes.set_ylabel("dimension 2" if flat.shape[1] > 1 else "")
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     return axes
 
 

@@ -130,7 +130,8 @@ _IMAGES: dict[str, Any] = {
     "weight_decay": 1.0,
 }
 _POINTS: dict[str, Any] = {
-    "variance": "fixed-small",
+    # β̃_2 would be the Gaussian decoder's variance under fixed-small: far below the noise in x_1.
+    "variance": "fixed-large",
     "network": "mlp",
     "width": 256,
     "dropout": 0.0,

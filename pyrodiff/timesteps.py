@@ -11,6 +11,7 @@ A sum over t = 1 … T of terms L_t is estimated without bias by w L_t with t ~ 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +26,12 @@ __all__ = [
 
 
 class Timesteps(ABC):
-    """A rule that gives each sample of a batch its t and the weight 1/p(t)."""
+    """A rule that gives each sample of a batch its t and the weight 1/p(t).
+
+    ``learns`` says whether it wants to be told the terms that came of its draws.
+    """
+
+    learns: ClassVar[bool] = False
 
     @abstractmethod
     def draw(
@@ -85,6 +91,7 @@ class LossAwareTimesteps(Timesteps, torch.nn.Module):
         ValueError: ``history`` < 1, ``uniform`` outside (0, 1], or a chain of another length.
     """
 
+    learns: ClassVar[bool] = True
     losses: Tensor
     counts: Tensor
 
@@ -120,6 +127,9 @@ class LossAwareTimesteps(Timesteps, torch.nn.Module):
 
     @torch.no_grad()
     def update(self, t: Tensor, terms: Tensor) -> None:
+        losses, counts = self.losses.cpu().numpy(), self.counts.cpu().numpy()
         for step, loss in zip((t - 1).tolist(), terms.tolist(), strict=True):
-            self.losses[step, int(self.counts[step]) % self.history] = loss
-            self.counts[step] += 1
+            losses[step, counts[step] % self.history] = loss
+            counts[step] += 1
+        self.losses.copy_(torch.from_numpy(losses))
+        self.counts.copy_(torch.from_numpy(counts))

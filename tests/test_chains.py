@@ -72,7 +72,7 @@ def mlp_chain(event: tuple[int, ...] = (2,), seed: int = 0, **options: Any) -> R
     return ReverseChain(NoiseDenoiser(network), ForwardChain(SCHEDULE, T), event, **options)
 
 
-# -- exact answers of the linear model, from Ho et al.'s formulas alone -----------------------------
+# -- exact answers of the linear model, from Ho et al.'s formulas alone ----------------------------
 
 
 class Exact:
@@ -331,11 +331,6 @@ def test_context_reaches_the_network_at_every_step(particles: int | None) -> Non
     check_context(particles, bound=True)
 
 
-@pytest.mark.xfail(
-    raises=TypeError,
-    reason="model and guide take the context at different positions, and Pyro's handlers cannot "
-    "pass a keyword named context",
-)
 @every_count
 def test_context_is_an_argument_of_svi(particles: int | None) -> None:
     """Pyro hands model and guide the same positional arguments."""

@@ -225,7 +225,7 @@ def counts(values: Tensor) -> Tensor:
 def test_noise_is_turned_into_levels_with_their_probabilities(
     build: Callable[[], DiscretizedNormal | GridCategorical],
 ) -> None:
-    """At the quantiles (i + ½)/n of the noise each level, an interval of them, occurs n p ± 1 times."""
+    """At the noise's quantiles (i + ½)/n each level, an interval of them, occurs n p ± 1 times."""
     law, n = build(), 100_000
     noise = torch.special.ndtri((torch.arange(n, dtype=F64) + 0.5) / n)
     found = counts(law.expand(torch.Size((n,))).from_noise(noise)).double()

@@ -141,18 +141,7 @@ def test_time_is_log_snr_or_the_timestep_from_zero() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(
-    "time",
-    [
-        pytest.param(
-            "log_snr",
-            marks=pytest.mark.xfail(
-                reason="ForwardChain.step casts λ to x's dtype before the network"
-            ),
-        ),
-        "timestep",
-    ],
-)
+@pytest.mark.parametrize("time", ["log_snr", "timestep"])
 def test_time_survives_half_precision(dtype: torch.dtype, time: str) -> None:
     """bf16 holds 507 of the numbers 0 … 999: every step of a thousand must stay itself."""
     forward = ForwardChain(LogSNRSchedule(), 1000)

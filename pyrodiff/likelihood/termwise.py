@@ -2,9 +2,10 @@ r"""The bound, term by term: −KL_T − Σ_t L_t with the sum over t taken in s
 
     Σ_{t=1}^T L_t = Σ_s Σ_{t∈s} L_t ≈ Σ_s |s| · mean of L_t over draws t ~ U(s), ε ~ N(0, I)
 
-The strata s partition 1 … T evenly, so the estimate is unbiased at any budget.  With two draws in
-each stratum its variance is Σ_s |s|² (L − L′)²/4, unbiased too; with one draw each it is unknown,
-and said to be NaN.
+The strata s partition 1 … T, so the estimate is unbiased at any budget.  t = 1, the reconstruction,
+is a stratum of its own, and widths grow linearly with t from there: most of the variance lies in
+the smallest t.  With two draws in each stratum the variance is Σ_s |s|² (L − L′)²/4, unbiased too;
+with one draw each it is unknown, and said to be NaN.
 """
 
 from collections.abc import Callable
@@ -105,7 +106,14 @@ class TermwiseBound:
             raise ValueError(
                 f"Expected at most 2T = {2 * num_steps} evaluations; got {self.evaluations}."
             )
-        return 1 + torch.arange(strata + 1) * num_steps // strata, 2
+        if strata == 1:
+            return torch.tensor([1, num_steps + 1]), 2
+        # 1 | 2 … T cut at quadratic places, each stratum at least one step wide.
+        place = torch.arange(strata, dtype=torch.float64) / (strata - 1)
+        edges = 2 + ((num_steps - 1) * place.square()).round().long()
+        edges = torch.maximum(edges, 2 + torch.arange(strata))
+        edges = torch.minimum(edges, num_steps + 2 - torch.arange(strata, 0, -1))
+        return torch.cat([torch.ones(1, dtype=torch.int64), edges]), 2
 
     def _batch(
         self,
