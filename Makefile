@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 
 # The fit takes its threads from the machine: one thread is for tests of small networks.
 demo: $(VENV)/.core
-	env -u OMP_NUM_THREADS $(BIN)/pyrodiff fit digits --output runs/digits
+	env -u OMP_NUM_THREADS $(BIN)/pyrodiff fit digits --output runs/digits --resume
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
@@ -30,10 +30,7 @@ type: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.test
-	@set -e; for script in benchmarks/*.py; do \
-		[ -e "$$script" ] || { echo "There are no benchmarks yet."; break; }; \
-		echo "== $$script"; $(BIN)/python "$$script"; \
-	done
+	$(BIN)/python benchmarks/steps.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
