@@ -118,13 +118,14 @@ class FitSettings:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-# Each found by the validation bound: images on scikit-learn's digits, the rest on plane densities.
+# Found by the validation bound: images on scikit-learn's digits (48 channels, dropout 0.3 and 4500
+# steps are 0.03 bits/dim better there and take twice as long), the rest on plane densities.
 _IMAGES: dict[str, Any] = {
     "variance": "fixed-small",
     "network": "conv",
-    "width": 48,
-    "dropout": 0.3,
-    "steps": 4500,
+    "width": 32,
+    "dropout": 0.2,
+    "steps": 4000,
     "batch_size": 64,
     "learning_rate": 3e-3,
     "weight_decay": 1.0,
