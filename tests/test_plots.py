@@ -72,7 +72,9 @@ def test_terms_shows_losses_and_two_standard_errors() -> None:
     axes = plots.terms(result(terms))
     line = axes.lines[0]
     assert line.get_xdata().tolist() == [1, 2, 3]
-    torch.testing.assert_close(torch.as_tensor(line.get_ydata()), torch.tensor([5.0, 2, 2]).double())
+    torch.testing.assert_close(
+        torch.as_tensor(line.get_ydata()), torch.tensor([5.0, 2, 2]).double()
+    )
     # standard deviations √2, 0, √2 of two samples: standard errors 1, 0, 1
     band = torch.as_tensor(axes.collections[0].get_paths()[0].vertices)
     for t, low, high in ((1, 3.0, 7.0), (2, 2.0, 2.0), (3, 0.0, 4.0)):

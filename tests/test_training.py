@@ -149,7 +149,7 @@ def test_hostile_checkpoint_is_not_executed(points: data.DataSet, tmp_path: Path
     marker, last = tmp_path / "marker", tmp_path / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
     for write in (
-        lambda: last.write_bytes(pickle.dumps(Trap(marker))),
+        lambda: last.write_bytes(pickle.dumps(Trap(marker), protocol=2)),
         lambda: torch.save({"state_dict": Trap(marker)}, last),
     ):
         write()
