@@ -49,13 +49,13 @@ class FitSettings:
         num_steps: T, steps of the chain.
         log_snr_max: λ of x_1 for the log-snr schedule.
         log_snr_min: λ of x_T for the log-snr schedule.
-        steps: training steps.
+        steps: training steps, rounded up to equal stretches between validations.
         batch_size: samples per training step.
         learning_rate: peak of AdamW's rate: linear warm-up over a tenth, then a cosine to zero.
         weight_decay: of AdamW, on weights of two or more axes.
         ema_decay: of the moving average of the weights, which is what is kept.
         gradient_clip: norm of the gradient of the loss per dimension, in bits.
-        validate_every: training steps between validations (and checkpoints).
+        validate_every: most training steps between validations (and checkpoints).
         validation_evaluations: network calls per validation sample.
         patience: validations without a better bound after which training stops; 0: never.
         evaluations: network calls per test sample in the final evaluation.

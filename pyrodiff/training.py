@@ -218,8 +218,8 @@ class MetricsLog(Callback):
 class Progress(Callback):
     """A bar over the whole training: steps, time left, the running loss and the last validation."""
 
-    def __init__(self, label: str):
-        self.label = label
+    def __init__(self, label: str, total: int):
+        self.label, self.total = label, total
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -229,7 +229,7 @@ class Progress(Callback):
         columns += [TimeRemainingColumn(), TextColumn("{task.fields[figures]}")]
         self.bar = Bar(*columns)
         self.task = self.bar.add_task(
-            "training", total=trainer.max_steps, completed=trainer.global_step, figures=""
+            "training", total=self.total, completed=trainer.global_step, figures=""
         )
         self.bar.start()
 
@@ -303,7 +303,9 @@ def fit(
     objective.check_model(reverse)
     checkpoints = Path(folder) / "checkpoints"
     module = DiffusionModule(reverse, objective, settings, data.log_density_offset())
-    epoch = min(settings.validate_every, settings.steps)
+    # Lightning resumes whole epochs exactly: an epoch here is the steps between two validations.
+    epochs = math.ceil(settings.steps / settings.validate_every)
+    epoch = math.ceil(settings.steps / epochs)
     batches = SeededBatches(len(data.train), settings.batch_size, epoch, settings.seed)
     best = ModelCheckpoint(
         checkpoints,
@@ -319,9 +321,9 @@ def fit(
         callbacks.append(EarlyStopping(METRIC, patience=settings.patience))
     if progress:
         is_bound = settings.objective == "vlb"
-        callbacks.append(Progress("bits/dim" if is_bound else "loss/dim"))
+        callbacks.append(Progress("bits/dim" if is_bound else "loss/dim", epochs * epoch))
     trainer = lightning.Trainer(
-        max_steps=settings.steps,
+        max_epochs=epochs,
         gradient_clip_val=settings.gradient_clip,
         callbacks=callbacks,
         logger=False,
@@ -361,7 +363,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"Expected a checkpoint of tensors and plain values in {path}; got {reason}"
         ) from error

@@ -113,7 +113,7 @@ class LogLikelihood:
         held = dataset.attrs
 
         def tensor(name: str) -> Tensor | None:
-            return torch.as_tensor(dataset[name].values) if name in dataset else None
+            return torch.tensor(dataset[name].values) if name in dataset else None
 
         value, std_error = tensor("log_likelihood"), tensor("std_error")
         assert value is not None and std_error is not None
