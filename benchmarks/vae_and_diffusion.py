@@ -70,7 +70,7 @@ def main() -> None:
     test = load("digits").test
     rows = {
         "VAE (16 latents)": summary(vae.bound(test, num_particles=64, seed=1).value),
-        f"diffusion ({options.run})": diffusion,
+        f"diffusion ({options.run.name})": diffusion,
     }
     table = Table("model", "bits/dim (upper bound)", "± standard error", title="digits, test")
     for name, (value, error) in rows.items():
