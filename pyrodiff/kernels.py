@@ -136,11 +136,15 @@ def steps(log_snr: Tensor) -> Tensor:
 
 
 def gaussian_kl(
-    mean_difference: Tensor, log_variance_q: Tensor, log_variance_p: Tensor, event_dim: int
+    mean_difference: Tensor,
+    log_variance_q: Tensor,
+    log_variance_p: Tensor,
+    event_dim: int,
+    scale: Tensor | float = 1.0,
 ) -> Tensor:
     """KL(N(m_q, σ_q²) ‖ N(m_p, σ_p²)) in nats, summed over the event axes.
 
-        ½ Σ (σ_q²/σ_p² − 1 − log σ_q²/σ_p² + (m_q − m_p)²/σ_p²)
+        ½ Σ (σ_q²/σ_p² − 1 − log σ_q²/σ_p² + (m_q − m_p)²/σ_p²),   m_q − m_p = scale · difference
 
     Variances are diagonal (of the shape of ``mean_difference``) or isotropic (event axes of
     size 1, or shape ()), in which case nothing of the event's size is formed but the square.
@@ -149,10 +153,11 @@ def gaussian_kl(
     # log σ_q²/σ_p² = 0 gives exactly 0 here, by expm1
     excess = torch.expm1(log_ratio) - log_ratio
     square = mean_difference.square()
+    precision = scale * scale * (-log_variance_p).exp()
     event_axes = tuple(range(-event_dim, 0))
     if square.shape[-event_dim:] in (excess.shape[-event_dim:], log_variance_p.shape[-event_dim:]):
-        return 0.5 * (excess + square * (-log_variance_p).exp()).sum(event_axes)
+        return 0.5 * (excess + square * precision).sum(event_axes)
     size = square.shape[-event_dim:].numel()
-    weighted = square.sum(event_axes, keepdim=True) * (-log_variance_p).exp()
+    weighted = square.sum(event_axes, keepdim=True) * precision
     total = 0.5 * (size * excess + weighted)
     return total.squeeze(event_axes)

@@ -88,8 +88,8 @@ def _variational_term(visit: _Visit, stop_mean: bool = False) -> Tensor:
     x0_hat, raw = visit.prediction
     x0_hat = x0_hat.detach() if stop_mean else x0_hat
     log_variance = reverse.variance.log_variance(step, raw)
-    difference = step.c_0 * (visit.x_0 - x0_hat)
-    terms = gaussian_kl(difference, step.log_small, log_variance, visit.event_dim)
+    difference = visit.x_0 - x0_hat
+    terms = gaussian_kl(difference, step.log_small, log_variance, visit.event_dim, step.c_0)
     first = (visit.t == 1).nonzero().flatten()
     if len(first):
         first = first.to(terms.device)
