@@ -23,6 +23,7 @@ from pyrodiff import plots, serialization
 from pyrodiff.chains import ReverseChain
 from pyrodiff.data import Affine, DataSet
 from pyrodiff.likelihood import LogLikelihood, TermwiseBound
+from pyrodiff.progress import progress_bar
 from pyrodiff.settings import FitSettings, recipe
 
 __all__ = ["evaluate", "fit", "sample"]
@@ -256,12 +257,7 @@ class _Counter:
     """A progress bar over samples with the running mean and its error."""
 
     def __init__(self, total: int, dimensions: int, offset: float, quiet: bool):
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-        columns += [TimeRemainingColumn(), TextColumn("{task.fields[figures]}")]
-        self.bar = Bar(*columns, disable=quiet)
+        self.bar = progress_bar(quiet)
         self.task = self.bar.add_task("evaluation", total=total, figures="")
         self.unit, self.offset = dimensions * float(np.log(2)), offset
 

@@ -29,6 +29,7 @@ from pyrodiff.chains import ReverseChain
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import TermwiseBound
 from pyrodiff.objectives import Objective
+from pyrodiff.progress import progress_bar
 from pyrodiff.serialization import write_atomically
 from pyrodiff.settings import FitSettings
 
@@ -222,12 +223,7 @@ class Progress(Callback):
         self.label, self.total = label, total
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-        columns += [TimeRemainingColumn(), TextColumn("{task.fields[figures]}")]
-        self.bar = Bar(*columns)
+        self.bar = progress_bar()
         self.task = self.bar.add_task(
             "training", total=self.total, completed=trainer.global_step, figures=""
         )
