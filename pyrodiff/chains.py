@@ -13,7 +13,6 @@ joint; the denoising order visits the sites as the model does, so each KL of Pyr
 """
 
 import itertools
-import math
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from pyrodiff import kernels, serialization
-from pyrodiff.decoders import Decoder, GaussianDecoder
+from pyrodiff.decoders import Decoder, GaussianDecoder, check_data
 from pyrodiff.denoisers import Denoiser, Prediction
 from pyrodiff.kernels import Step
 from pyrodiff.schedules import Schedule
@@ -326,24 +325,9 @@ class ReverseChain(PyroModule):
 
         With ``values=False`` the shapes and the dtype alone are looked at.
         """
-        if x_0.dim() != 1 + len(self.event_shape) or x_0.shape[1:] != self.event_shape:
-            raise ValueError(
-                f"Expected data of shape (N, {', '.join(map(str, self.event_shape))}); "
-                f"got {tuple(x_0.shape)}."
-            )
-        if not x_0.dtype.is_floating_point:
-            raise ValueError(f"Expected floating-point data; got {x_0.dtype}.")
         if context is not None and len(context) != len(x_0):
             raise ValueError(f"Expected {len(x_0)} contexts, one per sample; got {len(context)}.")
-        if not values or len(x_0) == 0:
-            return
-        if not all(math.isfinite(v) for v in x_0.detach().aminmax()):
-            bad = (~x_0.isfinite()).flatten(1).any(1).nonzero().flatten()
-            raise ValueError(
-                f"Expected finite data; got NaN or infinity in {len(bad)} of {len(x_0)} samples, "
-                f"the first at index {int(bad[0])}."
-            )
-        self.decoder.check(x_0)
+        check_data(x_0, self.event_shape, self.decoder, values)
 
     def _reference(self) -> Tensor:
         """A tensor with the dtype and device that the network computes in."""

@@ -25,7 +25,13 @@ from torch.distributions import constraints
 
 from pyrodiff.kernels import Step
 
-__all__ = ["CategoricalDecoder", "Decoder", "DiscretizedGaussianDecoder", "GaussianDecoder"]
+__all__ = [
+    "CategoricalDecoder",
+    "Decoder",
+    "DiscretizedGaussianDecoder",
+    "GaussianDecoder",
+    "check_data",
+]
 
 _Shape = torch.Size | list[int] | tuple[int, ...]
 
@@ -276,3 +282,26 @@ class CategoricalDecoder(Decoder):
                 f"Expected data on the {self.levels} levels from {self.low:g} to {self.high:g}; "
                 f"got {int(off.sum())} values off them, the first {float(x_0[off][0]):g}."
             )
+
+
+def check_data(x_0: Tensor, event_shape: torch.Size, decoder: Decoder, values: bool = True) -> None:
+    """Raise ValueError unless ``x_0`` is finite data (N, *event_shape) for ``decoder``.
+
+    With ``values=False`` the shape and the dtype alone are looked at.
+    """
+    if x_0.dim() != 1 + len(event_shape) or x_0.shape[1:] != event_shape:
+        raise ValueError(
+            f"Expected data of shape (N, {', '.join(map(str, event_shape))}); "
+            f"got {tuple(x_0.shape)}."
+        )
+    if not x_0.dtype.is_floating_point:
+        raise ValueError(f"Expected floating-point data; got {x_0.dtype}.")
+    if not values or len(x_0) == 0:
+        return
+    if not all(math.isfinite(v) for v in x_0.detach().aminmax()):
+        bad = (~x_0.isfinite()).flatten(1).any(1).nonzero().flatten()
+        raise ValueError(
+            f"Expected finite data; got NaN or infinity in {len(bad)} of {len(x_0)} samples, "
+            f"the first at index {int(bad[0])}."
+        )
+    decoder.check(x_0)

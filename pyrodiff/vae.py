@@ -32,6 +32,7 @@ from pyrodiff.decoders import (
     GaussianDecoder,
     GridCategorical,
     Normal,
+    check_data,
 )
 from pyrodiff.streams import NoiseStreams
 
@@ -162,13 +163,7 @@ class VAE(PyroModule):
 
     def check_data(self, x_0: Tensor) -> None:
         """Raise ValueError unless ``x_0`` is finite data (N, *event_shape) for the decoder."""
-        if x_0.shape[1:] != self.event_shape or x_0.dim() != 1 + len(self.event_shape):
-            shape = ", ".join(map(str, self.event_shape))
-            raise ValueError(f"Expected data of shape (N, {shape}); got {tuple(x_0.shape)}.")
-        if not bool(x_0.isfinite().all()):
-            raise ValueError("Expected finite data; got NaN or infinity.")
-        if len(x_0):
-            self.decoder.check(x_0)
+        check_data(x_0, self.event_shape, self.decoder)
 
     @torch.no_grad()
     def bound(
