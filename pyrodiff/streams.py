@@ -1,11 +1,19 @@
-"""Random streams that belong to samples, not to batches.
+r"""Random streams that belong to samples, not to batches.
 
-The noise of sample i is a function of (seed, i) alone: its own counter-based generator (Philox;
-Salmon et al., 2011) with that pair as the key.  Batch size, order and the number of processes or
-devices therefore never change a value.
+The noise of sample i is a function of (seed, i, path) alone: its own counter-based generator
+(Philox; Salmon et al., 2011) with (seed, i) as the key and ``path`` as the highest word of the
+counter.  Batch size, order and the number of processes or devices therefore never change a value.
+
+Each 64-bit word of a stream, read as two signed integers a and b, gives two normals,
+
+    √(−2 log u) (cos θ, sin θ),   u = (|a| + ½)/2³¹,   θ = π b/2³¹
+
+(Box and Muller, 1958).  A batch is transformed at once: a rejection method, though cheaper for
+one value, would cost several times as much as all the rest, up to the network.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +21,12 @@ from torch import Tensor
 
 __all__ = ["NoiseStreams"]
 
-_BLOCK_VALUES = 2**20  # normals held at a time for a batch: 8 MiB
+_BLOCK_VALUES = 2**18  # normals made at a time for a batch: they fit a processor's cache
+
+
+def _generator(seed: int, index: int, path: int) -> np.random.Philox:
+    key = np.array([seed, index], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=np.array([0, 0, 0, path], dtype=np.uint64))
 
 
 class NoiseStreams:
@@ -23,33 +36,55 @@ class NoiseStreams:
         seed: the seed common to the whole run, a non-negative integer below 2⁶⁴.
         indices: the index of each sample of the batch in the whole run.
         event_shape: the shape of one draw.
+        paths: the number of each row's path, where a sample has several; default 0.
 
     Raises:
-        ValueError: a seed out of range.
+        ValueError: a seed out of range, or paths that are not one per index.
     """
 
-    def __init__(self, seed: int, indices: Iterable[int], event_shape: torch.Size):
+    def __init__(
+        self,
+        seed: int,
+        indices: Iterable[int],
+        event_shape: torch.Size,
+        paths: Sequence[int] | None = None,
+    ):
         if not 0 <= seed < 2**64:
             raise ValueError(f"Expected a seed in [0, 2**64); got {seed}.")
-        self._generators = [
-            np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
-            for index in indices
-        ]
+        indices = list(indices)
+        paths = [0] * len(indices) if paths is None else paths
+        if len(paths) != len(indices):
+            raise ValueError(f"Expected {len(indices)} paths, one per index; got {len(paths)}.")
+        rows = zip(indices, paths, strict=True)
+        self._generators = [_generator(seed, index, path) for index, path in rows]
         self._event_shape = event_shape
-        self._block = np.empty((len(self._generators), 0, event_shape.numel()))
+        self._half = -(-event_shape.numel() // 2)  # words, each worth two values
+        self._block = torch.empty(len(self._generators), 0, event_shape.numel())
         self._next = 0
 
     def normal(self, like: Tensor) -> Tensor:
         """The next draw of every stream, shape (N, *event_shape), in the dtype of ``like``.
 
-        Draws are made in float64 on the CPU, many at a time: asking a thousand generators for
-        one draw each would cost more than the network.
+        Many draws are made at a time, on the CPU: asking a thousand generators for one draw each
+        would cost more than the network.
         """
-        if self._next == self._block.shape[1]:
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        if self._next == self._block.shape[1] or self._block.dtype != dtype:
             size = self._event_shape.numel()
             length = max(1, _BLOCK_VALUES // (size * max(1, len(self._generators))))
-            draws = [g.standard_normal((length, size)) for g in self._generators]
-            self._block, self._next = np.stack(draws), 0
-        noise = torch.from_numpy(self._block[:, self._next].copy())
+            self._block, self._next = self._draw(length, dtype), 0
+        noise = self._block[:, self._next].contiguous()
         self._next += 1
         return noise.reshape(-1, *self._event_shape).to(like)
+
+    def _draw(self, length: int, dtype: torch.dtype) -> Tensor:
+        """The next ``length`` draws of every stream, shape (N, length, size)."""
+        words = np.empty((len(self._generators), length * self._half), dtype=np.uint64)
+        for row, generator in zip(words, self._generators, strict=True):
+            row[:] = generator.random_raw(len(row))
+        pairs = torch.from_numpy(words.view(np.int32)).to(dtype)
+        a, b = pairs.reshape(len(words), length, self._half, 2).unbind(-1)
+        u = a.abs().add_(0.5).mul_(2.0**-31).clamp_(max=1.0)
+        radius, angle = u.log_().mul_(-2.0).sqrt_(), b * (math.pi * 2.0**-31)
+        values = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
+        return values[..., : self._event_shape.numel()]

@@ -249,7 +249,10 @@ def by_hand(terms: bool = True) -> LogLikelihood:
     value = torch.tensor([-3.0, -5.0, -7.0], dtype=F64)
     error = torch.tensor([0.3, 0.0, 0.4], dtype=F64)
     parts = (-torch.arange(6.0, dtype=F64).reshape(3, 2), torch.tensor([1.0, 2.5], dtype=F64))
-    return LogLikelihood(value, error, "lower bound", 8, 4, "by hand", *(parts if terms else ()))
+    calls = torch.full((3,), 8)
+    return LogLikelihood(
+        value, error, "lower bound", calls, 4, "by hand", *(parts if terms else ())
+    )
 
 
 def test_mean_and_bits_by_hand() -> None:
@@ -264,7 +267,9 @@ def test_mean_and_bits_by_hand() -> None:
 
 
 def test_one_sample_has_no_spread() -> None:
-    one = LogLikelihood(torch.tensor([-2.0]), torch.tensor([0.1]), "estimate", 1, 1, "by hand")
+    one = LogLikelihood(
+        torch.tensor([-2.0]), torch.tensor([0.1]), "estimate", torch.ones(1), 1, "by hand"
+    )
     assert math.isnan(one.mean().between_samples)
     assert one.mean().monte_carlo == pytest.approx(0.1)
 

@@ -20,7 +20,9 @@ F64 = torch.float64
 def result(terms: Tensor | None) -> LogLikelihood:
     timesteps = None if terms is None else torch.arange(1, terms.shape[1] + 1, dtype=F64)
     value, error = torch.zeros(2, dtype=F64), torch.zeros(2, dtype=F64)
-    return LogLikelihood(value, error, "lower bound", 4, 2, "made by hand", terms, timesteps)
+    return LogLikelihood(
+        value, error, "lower bound", torch.full_like(value, 4), 2, "made by hand", terms, timesteps
+    )
 
 
 def test_grid_places_every_image() -> None:

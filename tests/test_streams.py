@@ -30,11 +30,23 @@ def test_values_depend_on_seed_and_index_alone() -> None:
     assert torch.equal(take(7, [4, 0, 2], 5), together[:, [4, 0, 2]])
 
 
-def test_values_are_those_of_philox() -> None:
-    """Pinned to the documented generator: files and figures of old runs stay reproducible."""
-    generator = np.random.Generator(np.random.Philox(key=np.array([7, 3], dtype=np.uint64)))
-    expected = torch.from_numpy(generator.standard_normal((4, 2, 3)))
-    assert torch.equal(take(7, [3], 4)[:, 0], expected)
+@pytest.mark.parametrize("path", [0, 5])
+def test_values_are_those_of_philox(path: int) -> None:
+    """Pinned to the documented generator and transform: old runs stay reproducible."""
+    bits = np.random.Philox(key=np.array([7, 3], dtype=np.uint64), counter=[0, 0, 0, path])
+    expected = []
+    for _ in range(4):
+        pairs = [divmod(int(word), 2**32) for word in bits.random_raw(3)]  # little-endian
+        low = [(b + 2**31) % 2**32 - 2**31 for _, b in pairs]
+        high = [(a + 2**31) % 2**32 - 2**31 for a, _ in pairs]
+        radius = [math.sqrt(-2 * math.log((abs(a) + 0.5) / 2**31)) for a in low]
+        angle = [math.pi * b / 2**31 for b in high]
+        cosines = [r * math.cos(v) for r, v in zip(radius, angle, strict=True)]
+        sines = [r * math.sin(v) for r, v in zip(radius, angle, strict=True)]
+        expected.append(torch.tensor(cosines + sines, dtype=torch.float64).reshape(2, 3))
+    source = NoiseStreams(7, [3], EVENT, [path])
+    found = torch.stack([source.normal(LIKE)[0] for _ in range(4)])
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("values", [1, 5, 13, 60, 10_000])
@@ -78,7 +90,38 @@ def test_dtype_follows_and_only_rounds() -> None:
     exact = NoiseStreams(2, [0, 1], EVENT).normal(LIKE)
     for dtype in (torch.float32, torch.bfloat16):
         rounded = NoiseStreams(2, [0, 1], EVENT).normal(torch.zeros((), dtype=dtype))
-        assert rounded.dtype == dtype and torch.equal(rounded, exact.to(dtype))
+        assert rounded.dtype == dtype
+        resolution = 4 * torch.finfo(dtype).eps
+        torch.testing.assert_close(rounded.double(), exact, rtol=resolution, atol=resolution)
+
+
+def test_extreme_words_give_finite_normals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """|a| = 0 and |a| = 2³¹ are the ends of the radius: about 6.7 and 0."""
+    words = np.array([0x8000000080000000, 0, 0xFFFFFFFFFFFFFFFF, 0x7FFFFFFF7FFFFFFF], np.uint64)
+
+    class Bits:
+        def random_raw(self, count: int) -> np.ndarray:
+            return np.resize(words, count)
+
+    monkeypatch.setattr(streams, "_generator", lambda *_: Bits())
+    for dtype in (torch.float32, torch.float64):
+        found = NoiseStreams(0, [0], torch.Size([8])).normal(torch.zeros((), dtype=dtype))
+        assert bool(found.isfinite().all()) and 6 < float(found.abs().max()) < 7
+
+
+def test_odd_sizes_take_whole_words() -> None:
+    odd = torch.Size([3])
+    assert take(0, [1], 2, odd).shape == (2, 1, 3)
+    assert torch.equal(take(0, [1], 2, odd)[0, 0, :2], take(0, [1], 1, torch.Size([4]))[0, 0, :2])
+
+
+def test_paths_are_streams_of_their_own() -> None:
+    source = NoiseStreams(3, [4, 4, 5], EVENT, [0, 1, 1])
+    found = source.normal(LIKE)
+    assert torch.equal(found[0], take(3, [4], 1)[0, 0])
+    assert len(found.flatten(1).unique(dim=0)) == 3
+    with pytest.raises(ValueError, match="Expected 2 paths, one per index; got 1"):
+        NoiseStreams(3, [4, 5], EVENT, [0])
 
 
 def test_a_draw_is_not_overwritten_by_the_next() -> None:

@@ -1,7 +1,8 @@
 """The result of every estimator: per-sample log-likelihood, its error, and what it cost."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +14,19 @@ from pyrodiff.serialization import write_atomically
 __all__ = ["LogLikelihood", "Mean"]
 
 Kind = Literal["lower bound", "upper bound", "estimate"]
+
+# Tensors of a result and the dimensions that they have in a file.
+_VARIABLES: dict[str, tuple[str, ...]] = {
+    "value": ("sample",),
+    "std_error": ("sample",),
+    "calls": ("sample",),
+    "degrees_of_freedom": ("sample",),
+    "terms": ("sample", "timestep"),
+    "log_weights": ("sample", "particle"),
+    "reference": ("sample",),
+}
+_RENAMED = {"value": "log_likelihood", "terms": "term"}
+_SCALARS = ("kind", "dimensions", "estimator", "shared_calls")
 
 
 class Mean(NamedTuple):
@@ -36,21 +50,35 @@ class LogLikelihood:
         std_error: the Monte Carlo standard error of each value, nats, shape (N,); NaN where the
             estimator cannot know it.
         kind: what the value's expectation is: a lower or upper bound, or neither.
-        network_evaluations: network calls per sample.
+        calls: network calls that each sample took, shape (N,), int64.
         dimensions: values in one sample.
         estimator: how it was made.
         terms: −L of parts of the chain, nats per step, shape (N, S), or None.
         timesteps: the mean t of each part, shape (S,), or None.
+        degrees_of_freedom: of each standard error, shape (N,), or None for many.
+        log_weights: log of the importance weights that the value was made of, (N, K), or None.
+        reference: the importance bound with as many particles, nats, (N,), where the estimator
+            has to stand comparison with it; else None.
+        shared_calls: network calls made once for all samples, on other data (a pilot).
     """
 
     value: Tensor
     std_error: Tensor
     kind: Kind
-    network_evaluations: int
+    calls: Tensor
     dimensions: int
     estimator: str
     terms: Tensor | None = None
     timesteps: Tensor | None = None
+    degrees_of_freedom: Tensor | None = None
+    log_weights: Tensor | None = None
+    reference: Tensor | None = None
+    shared_calls: int = 0
+
+    @property
+    def network_evaluations(self) -> float:
+        """Network calls per sample, on average; without the shared ones."""
+        return float(self.calls.double().mean())
 
     def mean(self) -> Mean:
         """The mean over samples in nats; errors of NaN where there are too few samples to know."""
@@ -65,31 +93,95 @@ class LogLikelihood:
         value, between, monte_carlo = self.mean()
         return Mean(-value / unit, between / unit, monte_carlo / unit)
 
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Ends of a confidence interval for the expectation of each value, nats, (N,) each.
+
+        From Student's t where the degrees of freedom are known, else from the normal law.  For a
+        bound it is an interval for the bound, not for log p.
+
+        Raises:
+            ValueError: a level outside (0, 1).
+        """
+        from scipy import stats
+
+        if not 0 < level < 1:
+            raise ValueError(f"Expected a level between 0 and 1; got {level}.")
+        upper = 0.5 + level / 2
+        if self.degrees_of_freedom is None:
+            half = self.std_error * float(stats.norm.ppf(upper))
+        else:
+            quantile = stats.t.ppf(upper, self.degrees_of_freedom.double().numpy())
+            half = self.std_error * torch.as_tensor(quantile)
+        return self.value - half, self.value + half
+
+    @property
+    def effective_sample_size(self) -> Tensor | None:
+        """(Σ w)² / Σ w² of the weights, shape (N,), between 1 and K; None without weights."""
+        if self.log_weights is None:
+            return None
+        weights = self.log_weights.softmax(1)
+        return 1 / weights.square().sum(1)
+
+    @property
+    def pareto_k(self) -> Tensor | None:
+        """k̂, the shape of the Pareto law fitted to the largest weights, (N,); None without weights.
+
+        Below 0.7 the weights' mean is to be trusted at practical K (Vehtari et al., 2024); NaN
+        with too few weights to say (K < 25).
+        """
+        if self.log_weights is None:
+            return None
+        if self.log_weights.shape[1] < 25:
+            return torch.full_like(self.value, torch.nan)
+        import arviz
+
+        _, k = arviz.psislw(self.log_weights.double().numpy())
+        return torch.as_tensor(k)
+
+    @property
+    def looser(self) -> Tensor | None:
+        """Whether each value lies below the importance bound of as many particles, (N,) bool."""
+        return None if self.reference is None else self.value < self.reference
+
     def __add__(self, offset: float) -> "LogLikelihood":
         """The result with ``offset`` nats added, as for a change of units of the data."""
-        from dataclasses import replace
+        moved = {"value": self.value + offset}
+        for name in ("reference", "log_weights"):
+            if (tensor := getattr(self, name)) is not None:
+                moved[name] = tensor + offset
+        return replace(self, **moved)
 
-        return replace(self, value=self.value + offset)
+    @staticmethod
+    def concatenate(parts: Sequence["LogLikelihood"]) -> "LogLikelihood":
+        """The results of the parts of a data set, by the same estimator, as one.
+
+        Raises:
+            ValueError: no parts, or parts of different estimators.
+        """
+        if not parts:
+            raise ValueError("Expected at least one part; got none.")
+        first = parts[0]
+        for name in _SCALARS:
+            values = {getattr(part, name) for part in parts}
+            if len(values) > 1:
+                raise ValueError(f"Expected parts with one {name}; got {sorted(map(str, values))}.")
+        joined = {}
+        for name in _VARIABLES:
+            if getattr(first, name) is not None:
+                joined[name] = torch.cat([getattr(part, name) for part in parts])
+        return replace(first, **joined)
 
     def to_dataset(self, **attributes: Any) -> Any:
-        """An ``xarray.Dataset`` with dimensions ``sample`` and ``timestep``."""
+        """An ``xarray.Dataset``: dimensions ``sample``, ``timestep`` and ``particle``."""
         import xarray
 
-        data: dict[str, Any] = {
-            "log_likelihood": ("sample", self.value.double().numpy()),
-            "std_error": ("sample", self.std_error.double().numpy()),
-        }
-        coords: dict[str, Any] = {}
-        if self.terms is not None and self.timesteps is not None:
-            data["term"] = (("sample", "timestep"), self.terms.double().numpy())
-            coords["timestep"] = self.timesteps.double().numpy()
-        held = {
-            "kind": self.kind,
-            "units": "nats",
-            "network_evaluations": self.network_evaluations,
-            "dimensions": self.dimensions,
-            "estimator": self.estimator,
-        }
+        data: dict[str, Any] = {}
+        for name, dimensions in _VARIABLES.items():
+            value = getattr(self, name)
+            if value is not None:
+                data[_RENAMED.get(name, name)] = (dimensions, value.numpy())
+        coords = {} if self.timesteps is None else {"timestep": self.timesteps.double().numpy()}
+        held = {name: getattr(self, name) for name in _SCALARS} | {"units": "nats"}
         return xarray.Dataset(data, coords=coords, attrs=held | attributes)
 
     def save(self, path: str | Path, **attributes: Any) -> None:
@@ -110,20 +202,16 @@ class LogLikelihood:
             raise FileNotFoundError(f"Expected a file {path}; got nothing there.")
         with xarray.open_dataset(path, engine="h5netcdf") as dataset:
             dataset.load()
-        held = dataset.attrs
-
-        def tensor(name: str) -> Tensor | None:
-            return torch.tensor(dataset[name].values) if name in dataset else None
-
-        value, std_error = tensor("log_likelihood"), tensor("std_error")
-        assert value is not None and std_error is not None
-        return cls(
-            value,
-            std_error,
-            held["kind"],
-            int(held["network_evaluations"]),
+        held: dict[str, Any] = {name: dataset.attrs[name] for name in _SCALARS}
+        for name in _VARIABLES:
+            key = _RENAMED.get(name, name)
+            if key in dataset:
+                held[name] = torch.tensor(dataset[key].values)
+        if "timestep" in dataset.coords:
+            held["timesteps"] = torch.tensor(dataset["timestep"].values)
+        held["dimensions"], held["shared_calls"] = (
             int(held["dimensions"]),
-            held["estimator"],
-            tensor("term"),
-            tensor("timestep"),
+            int(held["shared_calls"]),
         )
+        assert held.keys() <= {field.name for field in fields(cls)}
+        return cls(**held)

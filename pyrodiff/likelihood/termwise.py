@@ -8,13 +8,13 @@ the smallest t.  With two draws in each stratum the variance is Σ_s |s|² (L �
 with one draw each it is unknown, and said to be NaN.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyrodiff.chains import ForwardChain, ReverseChain
+from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.objectives import variational_term
 from pyrodiff.streams import NoiseStreams
@@ -23,7 +23,7 @@ __all__ = ["TermwiseBound"]
 
 
 @dataclass(frozen=True)
-class TermwiseBound:
+class TermwiseBound(Estimator):
     """A lower bound on log p_θ(x_0) from ``evaluations`` network calls per sample.
 
     Args:
@@ -42,60 +42,8 @@ class TermwiseBound:
         if n is not None and (not isinstance(n, int) or n < 2 or n % 2):
             raise ValueError(f"Expected evaluations to be even and at least 2, or None; got {n!r}.")
 
-    @torch.no_grad()
-    def estimate(
-        self,
-        reverse: ReverseChain,
-        x_0: Tensor,
-        *,
-        seed: int = 0,
-        batch_size: int = 256,
-        context: Tensor | None = None,
-        progress: Callable[[int, Tensor], object] | None = None,
-    ) -> LogLikelihood:
-        """The bound of each sample; the value of sample i depends on (seed, i) and x_0[i] alone.
-
-        Args:
-            reverse: the model; dropout and the like are switched off while it is asked.
-            x_0: data, shape (N, *event_shape), N ≥ 1.
-            seed: of the noise streams.
-            batch_size: samples per network call.
-            context: shape (N, …) or None.
-            progress: called after each batch with the number of samples done and their values.
-
-        Raises:
-            ValueError: no data, data that the model cannot explain, more evaluations than 2T.
-        """
-        reverse.check_data(x_0, context)
-        if len(x_0) == 0:
-            raise ValueError("Expected at least one sample; got none.")
-        if batch_size < 1:
-            raise ValueError(f"Expected batch_size >= 1; got {batch_size}.")
-        edges, draws = self._strata(reverse.num_steps)
-        training = reverse.training
-        reverse.eval()
-        try:
-            rows = []
-            for start in range(0, len(x_0), batch_size):
-                batch = slice(start, min(start + batch_size, len(x_0)))
-                part = context if context is None else context[batch]
-                rows.append(self._batch(reverse, x_0[batch], batch, part, seed, edges, draws))
-                if progress is not None:
-                    progress(batch.stop, torch.cat([row[0] for row in rows]))
-        finally:
-            reverse.train(training)
-        value, std_error, terms = (torch.cat(column) for column in zip(*rows, strict=True))
-        middle = (edges[:-1] + edges[1:] - 1).double() / 2
-        return LogLikelihood(
-            value,
-            std_error,
-            "lower bound",
-            draws * (len(edges) - 1),
-            reverse.event_shape.numel(),
-            repr(self),
-            -terms,
-            middle,
-        )
+    def _check(self, reverse: ReverseChain) -> None:
+        self._strata(reverse.num_steps)
 
     def _strata(self, num_steps: int) -> tuple[Tensor, int]:
         """Edges e_0 = 1 < e_1 < … = T + 1 of the strata [e_s, e_{s+1}), and draws in each."""
@@ -115,20 +63,12 @@ class TermwiseBound:
         edges = torch.minimum(edges, num_steps + 2 - torch.arange(strata, 0, -1))
         return torch.cat([torch.ones(1, dtype=torch.int64), edges]), 2
 
-    def _batch(
-        self,
-        reverse: ReverseChain,
-        x_0: Tensor,
-        indices: slice,
-        context: Tensor | None,
-        seed: int,
-        edges: Tensor,
-        draws: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Values and standard errors (n,), and mean terms per stratum (n, S); float64, CPU."""
+    def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
+        edges, draws = self._strata(reverse.num_steps)
+        x_0 = batch.x_0
         # One normal more than the event has: its quantile is the place of t in the stratum.
         size = reverse.event_shape.numel()
-        streams = NoiseStreams(seed, range(indices.start, indices.stop), torch.Size([size + 1]))
+        streams = NoiseStreams(batch.seed, batch.indices, torch.Size([size + 1]))
         template = torch.empty((), dtype=torch.float64)
         widths = edges.diff()
         terms = torch.empty(len(x_0), len(widths), draws, dtype=torch.float64)
@@ -138,7 +78,7 @@ class TermwiseBound:
                 place = (torch.special.ndtr(normal[:, 0]) * width).long().clamp(max=width - 1)
                 noise = normal[:, 1:].reshape(x_0.shape).to(x_0)
                 t = int(edges[stratum]) + place
-                term = variational_term(reverse, x_0, t, noise, context)
+                term = variational_term(reverse, x_0, t, noise, batch.context)
                 terms[:, stratum, draw] = term.double().cpu()
         chain: ForwardChain = reverse.forward_chain
         prior = chain.prior_kl(x_0).double().cpu()
@@ -148,4 +88,13 @@ class TermwiseBound:
         else:
             difference = (terms[:, :, 0] - terms[:, :, 1]) * widths / 2
             std_error = difference.square().sum(1).sqrt()
-        return value, std_error, terms.mean(2)
+        return LogLikelihood(
+            value,
+            std_error,
+            "lower bound",
+            torch.full(value.shape, draws * (len(edges) - 1)),
+            size,
+            repr(self),
+            -terms.mean(2),
+            (edges[:-1] + edges[1:] - 1).double() / 2,
+        )

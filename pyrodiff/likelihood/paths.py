@@ -1,0 +1,126 @@
+r"""Weights of whole paths: log w = log p_θ(x_0:T) − log q(x_1:T | x_0), one step at a time.
+
+With x_T = α_T x_0 + σ_T ε and x_{t−1} = c_0 x_0 + c_t x_t + σ̃_t z drawn from q,
+
+    log w = ½ (‖ε‖² − ‖x_T‖²) + d log σ_T                                    first
+          + Σ_{t≥2} Σ_i ½ (log ρ + (1 − ρ) z²) − g (σ̃ z + ½ g)/Σ_θ           step
+          + log p_θ(x_0 | x_1)                                               last
+
+    ρ = σ̃_t²/Σ_θ,   g = c_0 (x_0 − x̂_0(x_t))
+
+so that nothing cancels where the model's transition is close to q's.  E[w] = p_θ(x_0), and
+E[log w] is the variational bound.  Sums over the path are kept in float64.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyrodiff.chains import ReverseChain
+from pyrodiff.denoisers import Prediction
+from pyrodiff.likelihood.estimator import Batch
+from pyrodiff.streams import NoiseStreams
+
+__all__ = ["Move", "first", "last", "move", "path_weights"]
+
+
+class Move(NamedTuple):
+    """A draw from q and its log p_θ/q, nats, float64, shape (rows,)."""
+
+    x: Tensor
+    log_ratio: Tensor
+
+
+def _axes(x: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, x.dim()))
+
+
+def first(reverse: ReverseChain, x_0: Tensor, noise: Tensor) -> Move:
+    """x_T ~ q(x_T | x_0) for given noise, and log p(x_T) − log q(x_T | x_0)."""
+    chain, size = reverse.forward_chain, reverse.event_shape.numel()
+    x_T = chain.sample(x_0, chain.num_steps, noise)
+    squares = (noise.square() - x_T.square()).sum(_axes(x_0))
+    log_sigma = 0.5 * torch.nn.functional.logsigmoid(-chain.log_snr[-1])
+    return Move(x_T, 0.5 * squares.double() + size * float(log_sigma))
+
+
+def move(
+    reverse: ReverseChain,
+    x_t: Tensor,
+    x_0: Tensor,
+    t: int,
+    noise: Tensor,
+    prediction: Prediction,
+) -> Move:
+    """x_{t−1} ~ q(x_{t−1} | x_t, x_0) for given noise, and its log p_θ/q; t ≥ 2.
+
+    Args:
+        x_t, x_0, noise: shape (rows, *event_shape).
+        prediction: of the denoiser at (x_t, t).
+    """
+    step = reverse.forward_chain.step(t, x_t, len(reverse.event_shape))
+    log_variance = reverse.variance.log_variance(step, prediction.raw_variance)
+    difference = step.c_0 * (x_0 - prediction.x0_hat)
+    shift = (0.5 * step.log_small).exp() * noise
+    x = torch.addcmul(step.c_0 * x_0 + shift, step.c_t, x_t)
+    axes, cross = _axes(x_t), difference * torch.add(shift, difference, alpha=0.5)
+    log_rho = step.log_small - log_variance
+    if log_rho.dim() == x_t.dim():
+        each = 0.5 * (log_rho - torch.expm1(log_rho) * noise.square())
+        return Move(x, (each - cross * (-log_variance).exp()).sum(axes).double())
+    size = reverse.event_shape.numel()
+    total = 0.5 * (size * log_rho - torch.expm1(log_rho) * noise.square().sum(axes))
+    return Move(x, (total - cross.sum(axes) * (-log_variance).exp()).double())
+
+
+def last(reverse: ReverseChain, x_1: Tensor, x_0: Tensor, prediction: Prediction) -> Tensor:
+    """log p_θ(x_0 | x_1), nats, float64, shape (rows,)."""
+    step = reverse.forward_chain.step(1, x_1, len(reverse.event_shape))
+    log_variance = reverse.variance.log_variance(step, prediction.raw_variance)
+    law = reverse.decoder.distribution(x_1, prediction.x0_hat, log_variance, step)
+    return law.log_prob(x_0).sum(_axes(x_1)).double()
+
+
+def predict(reverse: ReverseChain, x_t: Tensor, t: int, context: Tensor | None) -> Prediction:
+    """One network call at (x_t, t)."""
+    step = reverse.forward_chain.step(t, x_t, len(reverse.event_shape))
+    return reverse.predict(x_t, t, step, context)
+
+
+def _path(
+    reverse: ReverseChain, x_0: Tensor, context: Tensor | None, streams: NoiseStreams
+) -> Tensor:
+    """log w of one path per row, shape (rows,), in T network calls of all rows."""
+    x, total = first(reverse, x_0, streams.normal(x_0))
+    for t in range(reverse.num_steps, 1, -1):
+        prediction = predict(reverse, x, t, context)
+        x, log_ratio = move(reverse, x, x_0, t, streams.normal(x), prediction)
+        total += log_ratio
+    return total + last(reverse, x, x_0, predict(reverse, x, 1, context))
+
+
+def path_weights(reverse: ReverseChain, batch: Batch, paths: int) -> Tensor:
+    """log w of each sample's paths, nats, float64 on the CPU, shape (n, paths).
+
+    At most ``batch.rows`` paths are held at once, those of one sample or of several.
+    """
+    weights = torch.empty(len(batch) * paths, dtype=torch.float64)
+    for rows in _chunks(len(weights), batch.rows):
+        sample = [row // paths for row in rows]
+        streams = NoiseStreams(
+            batch.seed,
+            [batch.indices[i] for i in sample],
+            reverse.event_shape,
+            [row % paths for row in rows],
+        )
+        context = None if batch.context is None else batch.context[sample]
+        log_w = _path(reverse, batch.x_0[sample], context, streams)
+        weights[rows.start : rows.stop] = log_w.cpu()
+    return weights.reshape(len(batch), paths)
+
+
+def _chunks(total: int, size: int) -> Iterator[range]:
+    for start in range(0, total, size):
+        yield range(start, min(start + size, total))
