@@ -95,6 +95,9 @@ class ForwardChain(PyroModule):
         self.log_snr: Float[Tensor, " T"] = log_snr
         self._steps = kernels.steps(log_snr)
         self._cast_steps: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+        self._scalar_steps: dict[tuple[torch.dtype, torch.device, int], Step] = {}
+        self._indices = torch.arange(num_steps + 1).unbind()
+        self._exact_steps = [Step(*column.unbind()) for column in self._steps.T]
         alpha, sigma = kernels.marginal_coefficients(log_snr[-1:])
         zero = torch.zeros_like(sigma)
         self._prior = (
@@ -105,6 +108,18 @@ class ForwardChain(PyroModule):
 
     def step(self, t: Tensor | int, x: Tensor, event_dim: int) -> Step:
         """The coefficients at steps ``t`` (1 … T), shape () or (N,), cast and shaped like ``x``."""
+        if isinstance(t, int):
+            key = (x.dtype, x.device, t)
+            if key not in self._scalar_steps:
+                self._scalar_steps[key] = self._step(self._indices[t], x, event_dim)
+            return self._scalar_steps[key]
+        return self._step(t, x, event_dim)
+
+    def exact_step(self, t: int) -> Step:
+        """The coefficients at step t as float64 on the CPU, whose numbers wait for no device."""
+        return self._exact_steps[t - 1]
+
+    def _step(self, t: Tensor, x: Tensor, event_dim: int) -> Step:
         key = (x.dtype, x.device)
         if key not in self._cast_steps:
             # The network reads λ as its time, which half precision would round.
@@ -114,7 +129,7 @@ class ForwardChain(PyroModule):
                 self._steps.to(x.dtype).to(x.device),
             )
         log_snr, steps = self._cast_steps[key]
-        index = t - 1 if isinstance(t, int) else (t - 1).to(x.device)
+        index = (t - 1).to(x.device)
         time, values = log_snr[index], steps[:, index]
         if values.dim() > 1:
             axes = (..., *(None,) * event_dim)
@@ -232,7 +247,8 @@ class ReverseChain(PyroModule):
         batch = x_t.shape[: x_t.dim() - len(self.event_shape)]
         flat = x_t.reshape(-1, *self.event_shape)
         if not isinstance(t, Tensor):
-            t = torch.tensor(t, device=x_t.device)
+            index: Tensor = self.forward_chain._indices[t]
+            t = index
         if len(batch) > 1:
             context, t, step = self._repeat(batch, context, t, step)
         # Not `self.denoiser`: inside a Pyro program that access registers every parameter anew.

@@ -5,12 +5,13 @@ command needs is imported when it runs (``pyrodiff.runs``).
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 import pyrodiff
-from pyrodiff.settings import FitSettings
+from pyrodiff.settings import EvaluationSettings, FitSettings
 
 __all__ = ["main", "make_parser"]
 
@@ -39,10 +40,13 @@ def _evaluate_parser() -> ArgumentParser:
     parser = ArgumentParser(description="Bound the log-likelihood of data under the model of RUN.")
     parser.add_argument("run", type=str, help="The run's folder.")
     parser.add_argument("--data", type=str | None, help="Other data than the run's own.")
-    parser.add_argument("--split", type=str, default="test", help="train, validation or test.")
-    parser.add_argument("--evaluations", type=int | None, help="Network calls per sample.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the noise.")
-    parser.add_argument("--batch_size", type=int, default=256, help="Samples per network call.")
+    parser.add_class_arguments(EvaluationSettings)
+    parser.add_argument("--processes", type=int, default=1, help="Workers to share batches among.")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="Go on with the finished batches of an interrupted evaluation (else discarded).",
+    )
     parser.add_argument("--quiet", action="store_true", help="No progress bar.")
     return parser
 
@@ -72,33 +76,55 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def _settings(options: Namespace) -> FitSettings:
-    values = options.as_dict()
-    names = FitSettings.__dataclass_fields__
-    return FitSettings(**{name: value for name, value in values.items() if name in names})
+def _settings(kind: type[Any], options: Namespace) -> Any:
+    values, names = options.as_dict(), kind.__dataclass_fields__
+    return kind(**{name: value for name, value in values.items() if name in names})
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, or 2 for a mistake, explained in one line."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    values: Any = options[options.command]
-    settings = None
+def _underscored(argument: str) -> str:
+    """``--batch-size=8`` as ``--batch_size=8``: options may be written with dashes."""
+    if not argument.startswith("--"):
+        return argument
+    name, sign, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{sign}{value}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status.
+
+    0, or 2 for a mistake, explained in one line, or 130 where it was interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = make_parser().parse_args([_underscored(argument) for argument in arguments])
     try:
-        settings = _settings(values) if options.command == "fit" else None
-        from pyrodiff import runs
-
-        if options.command == "fit":
-            assert settings is not None
-            runs.fit(settings, **_others(values))
-        elif options.command == "evaluate":
-            runs.evaluate(**values.as_dict())
-        else:
-            runs.sample(**values.as_dict())
+        _run(options.command, options[options.command])
     except (ValueError, OSError, ImportError) as error:
         print(f"pyrodiff {options.command}: error: {error}", file=sys.stderr)
+        if isinstance(error, ChildProcessError):
+            print("What is finished is kept: --resume goes on with it.", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        kept = "" if options.command == "sample" else "; --resume goes on with what is finished"
+        print(f"pyrodiff {options.command}: interrupted{kept}", file=sys.stderr)
+        return 130
     return 0
+
+
+def _run(command: str, values: Any) -> None:
+    if command == "fit":
+        settings = _settings(FitSettings, values)
+        from pyrodiff import runs
+
+        runs.fit(settings, **_others(values))
+    elif command == "evaluate":
+        _settings(EvaluationSettings, values)  # mistakes are answered before torch is imported
+        from pyrodiff import runs
+
+        runs.evaluate(**values.as_dict())
+    else:
+        from pyrodiff import runs
+
+        runs.sample(**values.as_dict())
 
 
 def _others(values: Namespace) -> dict[str, Any]:

@@ -140,7 +140,14 @@ def variational_term(
         raise ValueError(
             f"Expected t in 1 … {reverse.num_steps}; got {int(steps.min())} to {int(steps.max())}."
         )
-    return _variational_term(_visit(reverse, x_0, steps, noise, context))
+    return unchecked_term(reverse, x_0, steps, noise, context)
+
+
+def unchecked_term(
+    reverse: ReverseChain, x_0: Tensor, t: Tensor, noise: Tensor, context: Tensor | None
+) -> Tensor:
+    """``variational_term`` of arguments that were checked before; t of shape (N,) on the CPU."""
+    return _variational_term(_visit(reverse, x_0, t, noise, context))
 
 
 class Objective(ELBO):

@@ -5,12 +5,14 @@ model.safetensors    the averaged weights with the best validation bound
 metrics.csv          a row for every validation
 evaluation.nc        per-sample bound on the test split
 samples.png          samples, and terms.png: L_t against t
-checkpoints/         best.ckpt and last.ckpt, for --resume
+checkpoints/         best.ckpt and last.ckpt, for fit --resume
+evaluation/          finished batches of evaluations under way, for evaluate --resume
 """
 
 import logging
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,12 @@ from pyrodiff import data as datasets
 from pyrodiff import plots, serialization
 from pyrodiff.chains import ReverseChain
 from pyrodiff.data import Affine, DataSet
-from pyrodiff.likelihood import LogLikelihood, TermwiseBound
-from pyrodiff.progress import progress_bar
-from pyrodiff.settings import FitSettings, recipe
+from pyrodiff.evaluation import evaluate_split, load_model
+from pyrodiff.likelihood import LogLikelihood
+from pyrodiff.reports import print_evaluation
+from pyrodiff.settings import EvaluationSettings, FitSettings, check_unchanged, recipe
 
 __all__ = ["evaluate", "fit", "sample"]
-
-_SPLITS = ("train", "validation", "test")
 
 
 def fit(
@@ -93,24 +94,37 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 256,
     quiet: bool = False,
+    *,
+    estimator: str = "termwise",
+    std_error: float | None = None,
+    particles: int | None = None,
+    limit: int | None = None,
+    processes: int = 1,
+    resume: bool = False,
 ) -> LogLikelihood:
-    """Bound log p of each sample of a split; writes ``evaluation.nc`` and ``terms.png``.
+    """log p of each sample of a split; writes ``evaluation.nc`` and, with terms, ``terms.png``.
 
     Args:
         run: the run's folder.
         data: other data than the run's own, with the same transform applied.
-        split: train, validation or test.
-        evaluations: network calls per sample; default the run's own setting.
-        seed: of the noise.
-        batch_size: samples per network call.
+        split, evaluations, seed, batch_size, estimator, std_error, particles, limit: see
+            ``EvaluationSettings``.
         quiet: show no progress.
+        processes: worker processes that batches are shared out to.  They import the main module
+            anew, so a script that asks for them keeps its work under ``__name__ == "__main__"``.
+        resume: go on with the finished batches of an evaluation that was interrupted.
 
     Raises:
-        ValueError: an unknown split, or data of another kind than the run's.
+        ValueError: unknown names, numbers out of range, options of another estimator, data of
+            another kind than the run's, other settings than those of the batches to go on with.
         FileNotFoundError: no run there.
+        ChildProcessError: a worker that died; finished batches are kept.
     """
-    if split not in _SPLITS:
-        raise ValueError(f"Expected split to be one of {_SPLITS}; got {split!r}.")
+    settings = EvaluationSettings(
+        estimator, evaluations, std_error, particles, split, seed, batch_size, limit
+    )
+    if processes < 1:
+        raise ValueError(f"Expected processes >= 1; got {processes}.")
     folder, config = Path(run), _read(run)
     held = serialization.entry(config, "data")
     dataset = _load(held if data is None else held | {"source": data})
@@ -119,10 +133,10 @@ def evaluate(
             f"Expected the data that {folder} was fitted on, or data with the same transform; "
             f"got {dataset!r} with another one."
         )
-    reverse = ReverseChain.load(folder)
-    if evaluations is None:
-        evaluations = int(serialization.entry(config, "fit")["evaluations"])
-    return _evaluate(folder, reverse, dataset, split, evaluations, seed, batch_size, quiet)
+    if estimator == "termwise" and evaluations is None and std_error is None:
+        own = int(serialization.entry(config, "fit")["evaluations"])
+        settings = replace(settings, evaluations=own)
+    return _evaluate(folder, dataset, settings, resume, processes, quiet)
 
 
 def sample(
@@ -149,9 +163,9 @@ def sample(
     """
     folder, config = Path(run), _read(run)
     held = serialization.entry(config, "data")
-    reverse = ReverseChain.load(folder)
+    reverse = load_model(folder)
     context = _one_hot(label, held, num_samples)
-    x = reverse.eval().sample(num_samples, seed=seed, batch_size=batch_size, context=context)
+    x = reverse.sample(num_samples, seed=seed, batch_size=batch_size, context=context)
     path = Path(output) if output else folder / "samples.npy"
     values = _affine(held).inverse(x).numpy()
     serialization.write_atomically(path, lambda name: np.save(name, values, allow_pickle=False))
@@ -197,21 +211,15 @@ def _prepare(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool
     if path.exists() and resume:
         before = serialization.read_config(path)
         for section in ("model", "data", "fit"):
-            old, new = serialization.entry(before, section), config[section]
-            changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-            if changed:
-                raise ValueError(
-                    f"Expected the settings of {folder} in order to resume it; got another "
-                    f"{changed[0]} ({section}): {new.get(changed[0])!r}, it has "
-                    f"{old.get(changed[0])!r}."
-                )
+            check_unchanged(folder, serialization.entry(before, section), config[section])
         return
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"Expected a new folder; got {folder}, which holds a run. "
             "Use --resume to go on with it, --overwrite to replace it, or another --output."
         )
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in ("checkpoints", "evaluation"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("model.safetensors", "metrics.csv", "evaluation.nc", "terms.png", "samples.png"):
         (folder / name).unlink(missing_ok=True)
     serialization.write_config(path, config)
@@ -220,7 +228,8 @@ def _prepare(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool
 def _finish(
     folder: Path, reverse: ReverseChain, dataset: DataSet, settings: FitSettings, quiet: bool
 ) -> None:
-    _evaluate(folder, reverse, dataset, "test", settings.evaluations, settings.seed, 256, quiet)
+    evaluation = EvaluationSettings(evaluations=settings.evaluations, seed=settings.seed)
+    _evaluate(folder, dataset, evaluation, quiet=quiet)
     context = None
     if dataset.test_context is not None:
         context = dataset.test_context[: settings.samples]
@@ -232,67 +241,19 @@ def _finish(
 
 def _evaluate(
     folder: Path,
-    reverse: ReverseChain,
     dataset: DataSet,
-    split: str,
-    evaluations: int,
-    seed: int,
-    batch_size: int,
-    quiet: bool,
+    settings: EvaluationSettings,
+    resume: bool = False,
+    processes: int = 1,
+    quiet: bool = False,
 ) -> LogLikelihood:
-    x_0, context = getattr(dataset, split), getattr(dataset, f"{split}_context")
-    offset = dataset.log_density_offset()
-    with _Counter(len(x_0), reverse.event_shape.numel(), offset, quiet) as counter:
-        model_units = TermwiseBound(evaluations).estimate(
-            reverse, x_0, seed=seed, batch_size=batch_size, context=context, progress=counter
-        )
-    result = model_units + offset
-    result.save(folder / "evaluation.nc", data=dataset.name, split=split, seed=seed)
-    _save(plots.terms(result), folder / "terms.png")
-    _report(result, dataset, split)
+    result = evaluate_split(
+        folder, dataset, settings, resume=resume, processes=processes, quiet=quiet
+    )
+    if result.terms is not None:
+        _save(plots.terms(result), folder / "terms.png")
+    print_evaluation(result, dataset, settings)
     return result
-
-
-class _Counter:
-    """A progress bar over samples with the running mean and its error."""
-
-    def __init__(self, total: int, dimensions: int, offset: float, quiet: bool):
-        self.bar = progress_bar(quiet)
-        self.task = self.bar.add_task("evaluation", total=total, figures="")
-        self.unit, self.offset = dimensions * float(np.log(2)), offset
-
-    def __enter__(self) -> "_Counter":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def __call__(self, done: int, values: Tensor) -> None:
-        bits = -(values + self.offset) / self.unit
-        error = float(bits.std() / len(bits) ** 0.5) if len(bits) > 1 else float("nan")
-        figures = f"{float(bits.mean()):.3f} ± {error:.3f} bits/dim"
-        self.bar.update(self.task, completed=done, figures=figures)
-
-
-def _report(result: LogLikelihood, dataset: DataSet, split: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    nats, bits = result.mean(), result.bits_per_dim()
-    table = Table(title=f"{dataset.name}, {split}: {len(result.value)} samples")
-    for name in ("", "value", "± between samples", "of which Monte Carlo"):
-        table.add_column(name, justify="left" if not name else "right")
-    table.add_row("bound on bits/dim (lower is better)", *(f"{v:.4f}" for v in bits))
-    table.add_row("bound on log p (nats, higher is better)", *(f"{v:.3f}" for v in nats))
-    if dataset.log_prob is not None and dataset.levels is None:
-        exact = dataset.log_prob(dataset.transform.inverse(getattr(dataset, split)))
-        error = float(exact.std() / len(exact) ** 0.5)
-        table.add_row(
-            "exact log p of the data's law", f"{float(exact.mean()):.3f}", f"{error:.3f}", ""
-        )
-    Console().print(table)
-    print(f"{result.network_evaluations} network calls per sample; {result.kind} on log p")
 
 
 def _one_hot(label: int | None, held: dict[str, Any], num_samples: int) -> Tensor | None:

@@ -9,7 +9,24 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
-__all__ = ["CHOICES", "FitSettings", "choose", "recipe"]
+__all__ = [
+    "CHOICES",
+    "ESTIMATORS",
+    "EvaluationSettings",
+    "FitSettings",
+    "check_unchanged",
+    "choose",
+    "recipe",
+]
+
+# Estimators and the options that go with each.
+ESTIMATORS: dict[str, tuple[str, ...]] = {
+    "termwise": ("evaluations", "std_error"),
+    "path": ("particles",),
+    "importance": ("particles",),
+    "particle": ("particles",),
+    "flow": ("particles",),
+}
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "objective": ("vlb", "simple", "mean", "hybrid", "min-snr"),
@@ -19,6 +36,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("log-snr", "cosine", "linear"),
     "decoder": ("categorical", "discretized", "gaussian"),
     "network": ("mlp", "conv", "unet"),
+    "estimator": tuple(ESTIMATORS),
+    "split": ("train", "validation", "test"),
 }
 
 
@@ -90,7 +109,7 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for kind in CHOICES:
+        for kind in CHOICES.keys() & self.to_dict().keys():
             if (name := getattr(self, kind)) is not None:
                 choose(kind, name)
         positive = ("blocks", "num_steps", "validate_every", "validation_evaluations", "samples")
@@ -116,6 +135,71 @@ class FitSettings:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What the values of an evaluation depend on, beside the model and the data.
+
+    Args:
+        estimator: termwise, path, importance, particle or flow.
+        evaluations: network calls per sample (termwise); default the run's own setting.
+        std_error: instead of a number of calls, the standard error in nats that each sample is to
+            reach (termwise).
+        particles: paths, particles or solves per sample (all others).
+        split: train, validation or test.
+        seed: of the noise.
+        batch_size: rows per network call.
+        limit: evaluate the first ``limit`` samples alone.
+
+    Raises:
+        ValueError: an unknown name, a number out of range, an option of another estimator.
+    """
+
+    estimator: str = "termwise"
+    evaluations: int | None = None
+    std_error: float | None = None
+    particles: int | None = None
+    split: str = "test"
+    seed: int = 0
+    batch_size: int = 256
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        choose("estimator", self.estimator)
+        choose("split", self.split)
+        for name in ("evaluations", "std_error", "particles"):
+            allowed = ", ".join(ESTIMATORS[self.estimator])
+            if getattr(self, name) is not None and name not in ESTIMATORS[self.estimator]:
+                raise ValueError(
+                    f"Expected options that go with estimator {self.estimator!r} ({allowed}); "
+                    f"got {name} = {getattr(self, name)}."
+                )
+        if self.evaluations is not None and self.std_error is not None:
+            raise ValueError(
+                "Expected evaluations or std_error, which decides on the number of evaluations; "
+                f"got both, {self.evaluations} and {self.std_error}."
+            )
+        if self.std_error is not None and not 0 < self.std_error < math.inf:
+            raise ValueError(f"Expected std_error > 0; got {self.std_error}.")
+        least = {"evaluations": 2, "particles": 1, "batch_size": 1, "limit": 1, "seed": 0}
+        for name, low in least.items():
+            if (value := getattr(self, name)) is not None and value < low:
+                raise ValueError(f"Expected {name} >= {low}; got {value}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def check_unchanged(where: object, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise ValueError, naming what differs, unless ``new`` may resume what ``old`` began."""
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    if changed:
+        differences = "; ".join(f"{k}: {new.get(k)!r}, it has {old.get(k)!r}" for k in changed)
+        raise ValueError(
+            f"Expected the settings of {where} in order to resume it; got another {differences}."
+        )
 
 
 # Found by the validation bound: images on scikit-learn's digits (48 channels, dropout 0.3 and 4500

@@ -4,7 +4,7 @@ The noise of sample i is a function of (seed, i, path) alone: its own counter-ba
 (Philox; Salmon et al., 2011) with (seed, i) as the key and ``path`` as the highest word of the
 counter.  Batch size, order and the number of processes or devices therefore never change a value.
 
-Each 64-bit word of a stream, read as two signed integers a and b, gives two normals,
+A draw of m words of 64 bits, read as 2m signed integers a_1 … a_m, b_1 … b_m, gives m pairs,
 
     √(−2 log u) (cos θ, sin θ),   u = (|a| + ½)/2³¹,   θ = π b/2³¹
 
@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["NoiseStreams"]
+__all__ = ["NoiseStreams", "derived_seed"]
 
 _BLOCK_VALUES = 2**18  # normals made at a time for a batch: they fit a processor's cache
+_BLOCK_DRAWS = 32  # and not more draws, most of which might never be asked for
 
 
 def _generator(seed: int, index: int, path: int) -> np.random.Philox:
@@ -59,8 +60,7 @@ class NoiseStreams:
         self._generators = [_generator(seed, index, path) for index, path in rows]
         self._event_shape = event_shape
         self._half = -(-event_shape.numel() // 2)  # words, each worth two values
-        self._block = torch.empty(len(self._generators), 0, event_shape.numel())
-        self._next = 0
+        self._block: list[Tensor] = []
 
     def normal(self, like: Tensor) -> Tensor:
         """The next draw of every stream, shape (N, *event_shape), in the dtype of ``like``.
@@ -68,23 +68,28 @@ class NoiseStreams:
         Many draws are made at a time, on the CPU: asking a thousand generators for one draw each
         would cost more than the network.
         """
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        if self._next == self._block.shape[1] or self._block.dtype != dtype:
-            size = self._event_shape.numel()
-            length = max(1, _BLOCK_VALUES // (size * max(1, len(self._generators))))
-            self._block, self._next = self._draw(length, dtype), 0
-        noise = self._block[:, self._next].contiguous()
-        self._next += 1
+        if not self._block:
+            values = 2 * self._half * max(1, len(self._generators))
+            dtype = torch.promote_types(like.dtype, torch.float32)
+            self._block = self._draw(min(_BLOCK_DRAWS, max(1, _BLOCK_VALUES // values)), dtype)
+        noise = self._block.pop()[:, : self._event_shape.numel()]
         return noise.reshape(-1, *self._event_shape).to(like)
 
-    def _draw(self, length: int, dtype: torch.dtype) -> Tensor:
-        """The next ``length`` draws of every stream, shape (N, length, size)."""
+    def _draw(self, length: int, dtype: torch.dtype) -> list[Tensor]:
+        """The next ``length`` draws of every stream, the last one first, (N, 2m) each."""
         words = np.empty((len(self._generators), length * self._half), dtype=np.uint64)
         for row, generator in zip(words, self._generators, strict=True):
             row[:] = generator.random_raw(len(row))
-        pairs = torch.from_numpy(words.view(np.int32)).to(dtype)
-        a, b = pairs.reshape(len(words), length, self._half, 2).unbind(-1)
-        u = a.abs().add_(0.5).mul_(2.0**-31).clamp_(max=1.0)
-        radius, angle = u.log_().mul_(-2.0).sqrt_(), b * (math.pi * 2.0**-31)
-        values = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
-        return values[..., : self._event_shape.numel()]
+        pairs = torch.from_numpy(words.view(np.int32)).reshape(len(words), length, 2, self._half)
+        a, b = pairs.permute(2, 1, 0, 3).to(dtype, memory_format=torch.contiguous_format)
+        u = a.abs_().add_(0.5).mul_(2.0**-31).clamp_(max=1.0)
+        radius, angle = u.log_().mul_(-2.0).sqrt_(), b.mul_(math.pi * 2.0**-31)
+        values = torch.empty(length, len(words), 2, self._half, dtype=dtype)
+        torch.cos(angle, out=values[:, :, 0]).mul_(radius)
+        torch.sin(angle, out=values[:, :, 1]).mul_(radius)
+        return list(values.flatten(2).unbind(0))[::-1]
+
+
+def derived_seed(*words: int) -> int:
+    """A seed that is a function of the words, unrelated for words that differ anywhere."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import (
     Callback,
@@ -32,6 +31,7 @@ from pyrodiff.objectives import Objective
 from pyrodiff.progress import progress_bar
 from pyrodiff.serialization import write_atomically
 from pyrodiff.settings import FitSettings
+from pyrodiff.streams import derived_seed
 
 __all__ = ["DiffusionModule", "SeededBatches", "fit"]
 
@@ -39,11 +39,6 @@ METRIC = "validation_bits_per_dim"
 
 
 _STEP, _PASS = 0, 1
-
-
-def derived_seed(*words: int) -> int:
-    """A seed that is a function of the words, unrelated for words that differ anywhere."""
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class SeededBatches:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from pyrodiff.cli import main, make_parser
+from pyrodiff.cli import _underscored, main, make_parser
 from pyrodiff.likelihood import LogLikelihood
 
 TINY = "--steps 30 --validate_every 10 --width 16 --num_steps 50 --evaluations 16 "
@@ -62,6 +62,17 @@ def refused(capsys: pytest.CaptureFixture[str], status: int, *parts: str) -> Non
         ("fit digits --decoder gaussian", ("Expected decoder categorical or discretized",)),
         ("evaluate none", ("Expected a run's folder; got 'none'",)),
         ("evaluate none --split tests", ("Expected split to be one of", "'tests'")),
+        ("evaluate none --estimator imprtance", ("did you mean 'importance'?",)),
+        ("evaluate none --estimator path --std-error 0.1", ("'path' (particles)", "std_error")),
+        ("evaluate none --estimator flow --evaluations=8", ("'flow' (particles)", "evaluations")),
+        ("evaluate none --particles 8", ("'termwise' (evaluations, std_error)", "particles = 8")),
+        ("evaluate none --std-error 0.1 --evaluations 8", ("got both, 8 and 0.1",)),
+        ("evaluate none --std-error 0", ("Expected std_error > 0; got 0.0",)),
+        ("evaluate none --evaluations 1", ("Expected evaluations >= 2; got 1",)),
+        ("evaluate none --estimator path --particles 0", ("Expected particles >= 1; got 0",)),
+        ("evaluate none --batch-size 0", ("Expected batch_size >= 1; got 0",)),
+        ("evaluate none --limit 0", ("Expected limit >= 1; got 0",)),
+        ("evaluate none --processes 0", ("Expected processes >= 1; got 0",)),
         ("sample none", ("Expected a run's folder; got 'none'",)),
     ],
 )
@@ -89,12 +100,21 @@ def test_config_file_gives_the_same_settings(tmp_path: Path) -> None:
     assert one == other and one["width"] == 16
 
 
+def test_options_may_be_written_with_dashes() -> None:
+    """Names alone are changed: values and paths keep their dashes."""
+    dashes = ["evaluate", "a-run", "--std-error=-1e-3", "--batch-size", "8", "--data", "my-data"]
+    argument = [_underscored(a) for a in dashes]
+    assert argument == [
+        *("evaluate", "a-run", "--std_error=-1e-3", "--batch_size", "8", "--data", "my-data")
+    ]
+
+
 def test_digits_by_class(labelled: Path, tmp_path: Path, capsys) -> None:
     assert {path.name for path in labelled.iterdir()} == FILES
     before = LogLikelihood.load(labelled / "evaluation.nc")
     assert main(["evaluate", str(labelled), "--quiet"]) == 0
     after = LogLikelihood.load(labelled / "evaluation.nc").value
-    torch.testing.assert_close(after, before.value, rtol=1e-4, atol=1e-4)
+    assert torch.equal(after, before.value)  # fit evaluates what lies in its folder
     path = tmp_path / "threes.npy"
     draw = ["sample", str(labelled), "-n", "3", "--output", str(path)]
     assert main([*draw, "--label", "3"]) == 0

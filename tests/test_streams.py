@@ -36,11 +36,11 @@ def test_values_are_those_of_philox(path: int) -> None:
     bits = np.random.Philox(key=np.array([7, 3], dtype=np.uint64), counter=[0, 0, 0, path])
     expected = []
     for _ in range(4):
-        pairs = [divmod(int(word), 2**32) for word in bits.random_raw(3)]  # little-endian
-        low = [(b + 2**31) % 2**32 - 2**31 for _, b in pairs]
-        high = [(a + 2**31) % 2**32 - 2**31 for a, _ in pairs]
-        radius = [math.sqrt(-2 * math.log((abs(a) + 0.5) / 2**31)) for a in low]
-        angle = [math.pi * b / 2**31 for b in high]
+        words = [int(word) for word in bits.random_raw(3)]
+        integers = [part for word in words for part in (word % 2**32, word // 2**32)]
+        signed = [(value + 2**31) % 2**32 - 2**31 for value in integers]
+        radius = [math.sqrt(-2 * math.log((abs(a) + 0.5) / 2**31)) for a in signed[:3]]
+        angle = [math.pi * b / 2**31 for b in signed[3:]]
         cosines = [r * math.cos(v) for r, v in zip(radius, angle, strict=True)]
         sines = [r * math.sin(v) for r, v in zip(radius, angle, strict=True)]
         expected.append(torch.tensor(cosines + sines, dtype=torch.float64).reshape(2, 3))

@@ -14,8 +14,12 @@ from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.likelihood.result import LogLikelihood
+from pyrodiff.streams import derived_seed
 
 __all__ = ["Batch", "Estimator"]
+
+# Not the seed itself: samples drawn with it were made of the noise that it gives.
+_NOISE = 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,11 @@ class Batch:
 
 class Estimator(ABC):
     """Per-sample log-likelihood of a model."""
+
+    @property
+    def unbiased_weights(self) -> bool:
+        """Whether exp(value) is unbiased for p_θ(x_0), so that values may be averaged as such."""
+        return False
 
     @abstractmethod
     def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
@@ -98,7 +107,8 @@ class Estimator(ABC):
             for start in range(0, len(x_0), step):
                 some = slice(start, min(start + step, len(x_0)))
                 part = context if context is None else context[some]
-                batch = Batch(x_0[some], part, indices[some], seed, batch_size)
+                own = derived_seed(seed, _NOISE)
+                batch = Batch(x_0[some], part, indices[some], own, batch_size)
                 parts.append(self._batch(reverse, batch))
                 if progress is not None:
                     progress(some.stop, torch.cat([part.value for part in parts]))

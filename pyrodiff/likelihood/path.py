@@ -39,6 +39,10 @@ class PathBound(Estimator):
     def __post_init__(self) -> None:
         check_count("paths", self.paths)
 
+    @property
+    def unbiased_weights(self) -> bool:
+        return self.paths == 1
+
     def samples_per_batch(self, batch_size: int) -> int:
         return max(1, batch_size // self.paths)
 

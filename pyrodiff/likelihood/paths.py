@@ -12,6 +12,7 @@ so that nothing cancels where the model's transition is close to q's.  E[w] = p_
 E[log w] is the variational bound.  Sums over the path are kept in float64.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,10 +21,11 @@ from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.denoisers import Prediction
+from pyrodiff.kernels import Step
 from pyrodiff.likelihood.estimator import Batch
 from pyrodiff.streams import NoiseStreams
 
-__all__ = ["Move", "first", "last", "move", "path_weights"]
+__all__ = ["Move", "first", "last", "move", "path_weights", "predict"]
 
 
 class Move(NamedTuple):
@@ -60,19 +62,31 @@ def move(
         x_t, x_0, noise: shape (rows, *event_shape).
         prediction: of the denoiser at (x_t, t).
     """
-    step = reverse.forward_chain.step(t, x_t, len(reverse.event_shape))
-    log_variance = reverse.variance.log_variance(step, prediction.raw_variance)
-    difference = step.c_0 * (x_0 - prediction.x0_hat)
-    shift = (0.5 * step.log_small).exp() * noise
-    x = torch.addcmul(step.c_0 * x_0 + shift, step.c_t, x_t)
-    axes, cross = _axes(x_t), difference * torch.add(shift, difference, alpha=0.5)
-    log_rho = step.log_small - log_variance
-    if log_rho.dim() == x_t.dim():
-        each = 0.5 * (log_rho - torch.expm1(log_rho) * noise.square())
-        return Move(x, (each - cross * (-log_variance).exp()).sum(axes).double())
-    size = reverse.event_shape.numel()
-    total = 0.5 * (size * log_rho - torch.expm1(log_rho) * noise.square().sum(axes))
-    return Move(x, (total - cross.sum(axes) * (-log_variance).exp()).double())
+    step = reverse.forward_chain.exact_step(t)
+    shift = noise * math.exp(0.5 * float(step.log_small))
+    x = torch.add(shift, x_0, alpha=float(step.c_0)).add_(x_t, alpha=float(step.c_t))
+    gap = x_0 - prediction.x0_hat
+    if not reverse.variance.learned:
+        return Move(x, _fixed_log_ratio(reverse, gap, step, shift))
+    wide = reverse.forward_chain.step(t, x_t, len(reverse.event_shape))
+    log_variance = reverse.variance.log_variance(wide, prediction.raw_variance)
+    log_rho, gap = wide.log_small - log_variance, gap * wide.c_0
+    each = 0.5 * (log_rho - torch.expm1(log_rho) * noise.square())
+    each -= gap * torch.add(shift, gap, alpha=0.5) * (-log_variance).exp()
+    return Move(x, each.sum(_axes(x)).double())
+
+
+def _fixed_log_ratio(reverse: ReverseChain, gap: Tensor, step: Step, shift: Tensor) -> Tensor:
+    """log p_θ/q where Σ_θ is one number; gap = x_0 − x̂_0, g = c_0 · gap, shift = σ̃ z."""
+    c_0, log_small = float(step.c_0), float(step.log_small)
+    log_variance, axes = float(reverse.variance.log_variance(step, None)), _axes(gap)
+    cross = torch.add(shift, gap, alpha=0.5 * c_0).mul_(gap).sum(axes)
+    total = (-c_0 * math.exp(-log_variance)) * cross.double()
+    log_rho = log_small - log_variance
+    if log_rho != 0:
+        squares = shift.square().sum(axes).double() * math.exp(-log_small)
+        total += 0.5 * (reverse.event_shape.numel() * log_rho - math.expm1(log_rho) * squares)
+    return total
 
 
 def last(reverse: ReverseChain, x_1: Tensor, x_0: Tensor, prediction: Prediction) -> Tensor:

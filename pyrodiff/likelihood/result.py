@@ -135,8 +135,13 @@ class LogLikelihood:
             return torch.full_like(self.value, torch.nan)
         import arviz
 
-        _, k = arviz.psislw(self.log_weights.double().numpy())
-        return torch.as_tensor(k)
+        # equal or vanishing weights have no tail to fit
+        log_w = self.log_weights.double()
+        varied = (log_w.amax(1) - log_w.amin(1)) > 0
+        result = torch.full_like(self.value, torch.nan)
+        if bool(varied.any()):
+            result[varied] = torch.as_tensor(arviz.psislw(log_w[varied].numpy())[1])
+        return result
 
     @property
     def looser(self) -> Tensor | None:
@@ -145,7 +150,7 @@ class LogLikelihood:
 
     def __add__(self, offset: float) -> "LogLikelihood":
         """The result with ``offset`` nats added, as for a change of units of the data."""
-        moved = {"value": self.value + offset}
+        moved: dict[str, Any] = {"value": self.value + offset}
         for name in ("reference", "log_weights"):
             if (tensor := getattr(self, name)) is not None:
                 moved[name] = tensor + offset
@@ -165,7 +170,10 @@ class LogLikelihood:
             values = {getattr(part, name) for part in parts}
             if len(values) > 1:
                 raise ValueError(f"Expected parts with one {name}; got {sorted(map(str, values))}.")
-        joined = {}
+        held = {tuple(n for n in _VARIABLES if getattr(part, n) is not None) for part in parts}
+        if len(held) > 1:
+            raise ValueError(f"Expected parts that hold the same; got {sorted(held)}.")
+        joined: dict[str, Any] = {}
         for name in _VARIABLES:
             if getattr(first, name) is not None:
                 joined[name] = torch.cat([getattr(part, name) for part in parts])

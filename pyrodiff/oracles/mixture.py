@@ -11,11 +11,14 @@ Under a linear measurement y = A x + s ε the posterior of a mixture is a mixtur
 with C_k' in Joseph's form, which stays positive in floating point.
 """
 
+from copy import copy
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from pyrodiff.kernels import marginal_coefficients
 from pyrodiff.oracles.bayes import BayesNetwork, Components
 
 __all__ = ["Gaussian", "GaussianMixture"]
@@ -163,6 +166,18 @@ class GaussianMixture:
     def network(self, prediction: str = "noise") -> BayesNetwork:
         """The optimal ``"noise"``, ``"data"`` or ``"velocity"`` network."""
         return BayesNetwork(self._parts, prediction)
+
+    def noised(self, log_snr: Tensor | float) -> "GaussianMixture":
+        """The law of x_t = α x_0 + σ ε at log-SNR λ: components N(α m_k, α² C_k + σ² I).
+
+        The eigenvectors are those of C_k: nothing is decomposed again.
+        """
+        alpha, sigma = marginal_coefficients(torch.as_tensor(log_snr, dtype=torch.float64))
+        parts, law = self._parts, copy(self)
+        law.means = alpha * self.means
+        eigenvalues = alpha.square() * parts.eigenvalues + sigma.square()
+        law._parts = parts._replace(means=law.means, eigenvalues=eigenvalues)
+        return law
 
     def posterior(self, A: Tensor, y: Tensor, noise_scale: float) -> "GaussianMixture":
         """The law of x given y = A x + s ε, ε ~ N(0, I) (formulas above).

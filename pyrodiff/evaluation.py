@@ -1,0 +1,292 @@
+"""Evaluation of a run, in batches that outlive whoever computes them.
+
+RUN/evaluation/SPLIT-ESTIMATOR/ holds, until all samples are done,
+
+settings.yaml        all that the values depend on
+pilot.safetensors    what the termwise bound learned on another split
+batch-000000.nc      the result of each finished batch, in model units
+
+and then becomes RUN/evaluation.nc.  A sample's value is a function of these settings and its index
+alone, so it does not matter which process computes it, in which order, or after which interruption.
+"""
+
+import contextlib
+import hashlib
+import shutil
+import warnings
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import pyrodiff
+from pyrodiff import networks, serialization
+from pyrodiff.chains import ReverseChain
+from pyrodiff.data import DataSet
+from pyrodiff.likelihood import Estimator, LogLikelihood
+from pyrodiff.reports import Counter
+from pyrodiff.settings import EvaluationSettings, check_unchanged
+from pyrodiff.workers import share
+
+__all__ = ["evaluate_split", "load_model", "make_estimator"]
+
+
+def load_model(folder: Path) -> ReverseChain:
+    """The model of a run, in evaluation mode, laid out in memory as training does it."""
+    reverse = ReverseChain.load(folder).eval()
+    if any(isinstance(module, networks.ResidualConvNet) for module in reverse.modules()):
+        reverse.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return reverse
+
+
+def make_estimator(settings: EvaluationSettings, pilot: Any = None) -> Estimator:
+    """The estimator of the settings; ``particles`` of None is the estimator's own default.
+
+    Args:
+        settings: as checked by themselves.
+        pilot: of the termwise bound, or None.
+    """
+    if settings.estimator == "termwise":
+        from pyrodiff.likelihood.termwise import TermwiseBound
+
+        return TermwiseBound(settings.evaluations, std_error=settings.std_error, pilot=pilot)
+    if settings.estimator == "path":
+        from pyrodiff.likelihood.path import PathBound
+
+        return PathBound(**_given(paths=settings.particles))
+    if settings.estimator == "importance":
+        from pyrodiff.likelihood.importance import ImportanceBound
+
+        return ImportanceBound(**_given(particles=settings.particles))
+    if settings.estimator == "particle":
+        from pyrodiff.likelihood.particle import ParticleBound
+
+        return ParticleBound(**_given(particles=settings.particles))
+    from pyrodiff.likelihood.probability_flow import ProbabilityFlow
+
+    return ProbabilityFlow(**_given(draws=settings.particles))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def evaluate_split(
+    folder: Path,
+    dataset: DataSet,
+    settings: EvaluationSettings,
+    *,
+    resume: bool = False,
+    processes: int = 1,
+    quiet: bool = False,
+) -> LogLikelihood:
+    """log p of each sample of a split, in the units of the data as given.
+
+    Args:
+        folder: the run.
+        dataset: data with the run's transform.
+        settings: the estimator and where its randomness comes from.
+        resume: go on with the finished batches of an evaluation that was interrupted; without it
+            they are discarded.
+        processes: worker processes that batches are shared out to; 1: none but this one.
+        quiet: show no progress.
+
+    Raises:
+        ValueError: batches of another evaluation in ``folder`` (``resume``); what the estimator
+            raises.
+        ChildProcessError: a worker that died; finished batches are kept.
+    """
+    x_0, context = _samples(dataset, settings.split, settings.limit)
+    parts = _Parts(folder / "evaluation" / f"{settings.split}-{settings.estimator}")
+    parts.prepare(_record(folder, dataset, settings, x_0, context), resume)
+    with Counter(dataset, quiet) as counter:
+        estimator = make_estimator(settings, _pilot(folder, parts, dataset, settings, counter))
+        step = estimator.samples_per_batch(settings.batch_size)
+        starts = range(0, len(x_0), step)
+        batches = {n: range(i, min(i + step, len(x_0))) for n, i in enumerate(starts)}
+        results = parts.read(batches)
+        counter.start(len(x_0), results)
+        tasks = [
+            _Task(n, some, x_0[some].numpy(), None if context is None else context[some].numpy())
+            for n, some in batches.items()
+            if n not in results
+        ]
+        # closed at once on any exception, so that no worker goes on
+        with contextlib.closing(_work(folder, estimator, settings, tasks, processes)) as arriving:
+            for number, result in arriving:
+                parts.write(number, result)
+                results[number] = result
+                counter.show(results)
+    whole = LogLikelihood.concatenate([results[number] for number in batches])
+    result = whole + dataset.log_density_offset()
+    attributes = {"data": dataset.name, "split": settings.split, "seed": settings.seed}
+    result.save(folder / "evaluation.nc", **attributes)
+    parts.remove()
+    return result
+
+
+# -- what is to be done --------------------------------------------------------------------------
+
+
+class _Task(NamedTuple):
+    """A batch of samples, as it is sent to a worker."""
+
+    number: int
+    indices: range
+    x_0: np.ndarray
+    context: np.ndarray | None
+
+
+def _samples(
+    dataset: DataSet, split: str, limit: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    x_0, context = getattr(dataset, split), getattr(dataset, f"{split}_context")
+    return x_0[:limit], None if context is None else context[:limit]
+
+
+def _record(
+    folder: Path,
+    dataset: DataSet,
+    settings: EvaluationSettings,
+    x_0: Tensor,
+    context: Tensor | None,
+) -> dict[str, Any]:
+    """All that the values depend on, as plain values."""
+    model = repr(serialization.entry(serialization.read_config(folder / "config.yaml"), "model"))
+    weights = folder / "model.safetensors"
+    samples = [x_0.numpy().tobytes(), b"" if context is None else context.numpy().tobytes()]
+    return settings.to_dict() | {
+        "pyrodiff": pyrodiff.__version__,
+        "data": dataset.name,
+        "samples": len(x_0),
+        "samples_checksum": _checksum(*samples),
+        "model_checksum": _checksum(model.encode(), weights.read_bytes()),
+    }
+
+
+def _checksum(*contents: bytes) -> str:
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def _pilot(
+    folder: Path,
+    parts: "_Parts",
+    dataset: DataSet,
+    settings: EvaluationSettings,
+    counter: Counter,
+) -> Any:
+    """The termwise bound's pilot, on another split than is evaluated; None for other estimators."""
+    if settings.estimator != "termwise":
+        return None
+    from pyrodiff.likelihood.pilot import Pilot
+
+    path = parts.folder / "pilot.safetensors"
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return Pilot.load(path)
+    x, context = _samples(dataset, "validation" if settings.split == "train" else "train")
+    pilot = Pilot.run(
+        load_model(folder),
+        x,
+        context=context,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        progress=counter.pilot,
+    )
+    pilot.save(path)
+    return pilot
+
+
+# -- doing it ------------------------------------------------------------------------------------
+
+
+def _work(
+    folder: Path,
+    estimator: Estimator,
+    settings: EvaluationSettings,
+    tasks: list[_Task],
+    processes: int,
+) -> Generator[tuple[int, LogLikelihood], None, None]:
+    """The result of each task, in order of arrival."""
+    if processes > 1 and len(tasks) > 1:
+        yield from share(_worker, (folder, estimator, settings), tasks, processes)
+    elif tasks:
+        yield from map(_evaluator(folder, estimator, settings), tasks)
+
+
+def _worker(
+    folder: Path, estimator: Estimator, settings: EvaluationSettings
+) -> Callable[[_Task], tuple[int, LogLikelihood]]:
+    torch.set_num_threads(1)
+    return _evaluator(folder, estimator, settings)
+
+
+def _evaluator(
+    folder: Path, estimator: Estimator, settings: EvaluationSettings
+) -> Callable[[_Task], tuple[int, LogLikelihood]]:
+    reverse = load_model(folder)
+
+    def evaluate(task: _Task) -> tuple[int, LogLikelihood]:
+        with warnings.catch_warnings():
+            # said of the whole, not of every batch
+            warnings.filterwarnings("ignore", "Expected the particle bound to be no looser")
+            result = estimator.estimate(
+                reverse,
+                torch.from_numpy(task.x_0),
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+                context=None if task.context is None else torch.from_numpy(task.context),
+                indices=task.indices,
+            )
+        return task.number, result
+
+    return evaluate
+
+
+# -- what is done --------------------------------------------------------------------------------
+
+
+class _Parts:
+    """The results of finished batches, a file each."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def prepare(self, record: dict[str, Any], resume: bool) -> None:
+        """Make the folder ready for an evaluation with these settings, or refuse to go on."""
+        path = self.folder / "settings.yaml"
+        if resume and path.is_file():
+            held = serialization.read_config(path)
+            check_unchanged(self.folder, {k: held[k] for k in held if k != "format"}, record)
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        serialization.write_config(path, record)
+
+    def write(self, number: int, result: LogLikelihood) -> None:
+        """Keep the result of a batch; all of it is there or none."""
+        result.save(self._path(number))
+
+    def read(self, batches: dict[int, range]) -> dict[int, LogLikelihood]:
+        """The batches that are there; a file that cannot be read counts as not there."""
+        results = {}
+        for number, some in batches.items():
+            if self._path(number).exists():
+                with contextlib.suppress(OSError, ValueError, KeyError, RuntimeError):
+                    result = LogLikelihood.load(self._path(number))
+                    if len(result.value) == len(some):
+                        results[number] = result
+        return results
+
+    def remove(self) -> None:
+        """Leave nothing of this evaluation, and no empty folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another evaluation is under way beside it
+            self.folder.parent.rmdir()
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"batch-{number:06d}.nc"

@@ -1,0 +1,291 @@
+"""Evaluation in batches: what is kept, what is gone on with, and who computes it changes no value.
+
+Nothing here is random beyond the seeds: equalities are exact where the batches are the same and
+hold to the rounding of a float32 network where they are not.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pyrodiff import data, runs
+from pyrodiff.cli import main
+from pyrodiff.evaluation import evaluate_split, load_model, make_estimator
+from pyrodiff.likelihood import ImportanceBound, LogLikelihood, PathBound, TermwiseBound
+from pyrodiff.settings import ESTIMATORS, EvaluationSettings
+from pyrodiff.workers import share
+
+TINY = "--network mlp --width 8 --blocks 1 --steps 4 --validate_every 2 --num_steps 12 --quiet "
+TINY += "--validation_evaluations 8 --evaluations 16 --batch_size 32 --context label"
+NAMES = ("value", "std_error", "calls", "log_weights", "reference", "degrees_of_freedom", "terms")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert main(["fit", "digits", "--output", str(folder), *TINY.split()]) == 0
+    return folder
+
+
+def same(one: LogLikelihood, other: LogLikelihood) -> None:
+    """Equal to the last bit."""
+    for name in NAMES:
+        a, b = getattr(one, name), getattr(other, name)
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    assert one.estimator == other.estimator and one.shared_calls == other.shared_calls
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> list[range]:
+    """Interrupt evaluations by importance after some batches; returns what they were asked for."""
+    asked: list[range] = []
+    estimate = ImportanceBound.estimate
+
+    def interrupted(self, *args, indices, **options):
+        if len(asked) == batches:
+            raise KeyboardInterrupt
+        asked.append(indices)
+        return estimate(self, *args, indices=indices, **options)
+
+    monkeypatch.setattr(ImportanceBound, "estimate", interrupted)
+    return asked
+
+
+# -- values --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["termwise", "path", "importance"])
+def test_values_are_the_estimators_own(run: Path, name: str) -> None:
+    """Batches, files and all: what comes out is what the estimator gives for the whole split."""
+    options = {"evaluations": 8} if name == "termwise" else {"particles": 3}
+    result = runs.evaluate(
+        str(run), seed=5, batch_size=32, quiet=True, estimator=name, limit=33, **options
+    )
+    same(result, LogLikelihood.load(run / "evaluation.nc"))
+    assert not (run / "evaluation").exists()
+    digits = data.load("digits", context="label", seed=0)
+    if name == "termwise":
+        assert result.estimator.startswith("TermwiseBound(evaluations=8")
+        assert result.shared_calls > 0 and float(result.calls.max()) == 8
+        return
+    estimator = PathBound(3) if name == "path" else ImportanceBound(3)
+    context = digits.test_context[:33]
+    whole = estimator.estimate(load_model(run), digits.test[:33], seed=5, context=context)
+    torch.testing.assert_close(result.value, whole.value, rtol=1e-5, atol=1e-3)
+
+
+def test_offset_and_pilot_of_another_split(tmp_path: Path) -> None:
+    """Continuous data: the same values as in model units, moved by the offset of the scales."""
+    options = "--steps 2 --width 8 --num_steps 10 --evaluations 8 --validation_evaluations 8"
+    folder = tmp_path / "moons"
+    assert main(["fit", "moons", "--output", str(folder), *options.split(), "--quiet"]) == 0
+    moons = data.load("moons", seed=0)
+    for split in ("train", "test"):
+        settings = EvaluationSettings("path", particles=2, split=split, limit=9, seed=1)
+        result = evaluate_split(folder, moons, settings, quiet=True)
+        x_0 = getattr(moons, split)[:9]
+        own = PathBound(2).estimate(load_model(folder), x_0, seed=1)
+        shift = moons.log_density_offset()
+        assert shift != 0
+        torch.testing.assert_close(result.value, own.value + shift, rtol=1e-6, atol=1e-6)
+    termwise = EvaluationSettings(std_error=0.5, split="train", limit=9)
+    result = evaluate_split(folder, moons, termwise, quiet=True)
+    assert result.shared_calls > 0 and result.std_error.median() < 1
+
+
+def test_existing_arguments_by_position(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = runs.evaluate(str(run), None, "validation", 8, 3, 64, True)
+    assert result.estimator.startswith("TermwiseBound(evaluations=8")
+    assert (run / "terms.png").is_file()
+    with pytest.raises(ValueError, match="Expected split to be one of"):
+        runs.evaluate(str(run), split="tset")
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_by_name(run: Path, name: str, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ["evaluate", str(run), "--estimator", name, "--limit", "3", "--quiet"]
+    if name == "importance":
+        arguments += ["--particles", "25"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "of which Monte Carlo" in text and "network calls per sample" in text
+    kind = "an estimate of log p" if name == "flow" else "a lower bound on log p"
+    assert kind in text
+    said = {
+        "termwise": "for all together",
+        "path": "PathBound(paths=2)",
+        "importance": "effective number of particles: median",
+        "particle": "looser than the importance bound for",
+        "flow": "estimate of bits/dim",
+    }
+    assert said[name] in text
+    assert ("Pareto k̂ above 0.7 for" in text) == (name == "importance")
+
+
+# -- interruptions -------------------------------------------------------------------------------
+
+
+def test_killed_evaluation_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 with finished batches in any order, one of them torn: the file is as if never."""
+    options = "--estimator importance --particles 32 --batch-size 32 --limit 60 --quiet"
+    command = ["evaluate", str(run), *options.split()]
+    assert main(command) == 0
+    whole = LogLikelihood.load(run / "evaluation.nc")
+    (run / "evaluation.nc").unlink()
+    parts = run / "evaluation" / "test-importance"
+    program = [sys.executable, "-m", "pyrodiff.cli", *command, "--processes", "2"]
+    process = subprocess.Popen(program, start_new_session=True)
+    end = time.monotonic() + 60
+    while len(list(parts.glob("batch-*.nc"))) < 3:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    while time.monotonic() < end:  # no worker outlives the main process
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.01)
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError("workers left behind")
+    assert not (run / "evaluation.nc").exists()
+    done = sorted(parts.glob("batch-*.nc"))
+    assert 3 <= len(done) < 60
+    done[0].write_bytes(done[0].read_bytes()[:1000])
+    done[1].write_bytes(b"")
+    asked = stop_after(monkeypatch, 60)
+    assert main([*command, "--resume"]) == 0
+    assert len(asked) == 60 - (len(done) - 2)
+    same(LogLikelihood.load(run / "evaluation.nc"), whole)
+    assert not (run / "evaluation").exists()
+
+
+def test_resume_refuses_other_settings(run: Path, monkeypatch, capsys) -> None:
+    command = ["evaluate", str(run), "--estimator", "importance", "--particles", "2"]
+    command += ["--limit", "12", "--batch_size", "4", "--quiet"]
+    assert main(command) == 0
+    whole = LogLikelihood.load(run / "evaluation.nc")
+    with monkeypatch.context() as patch:
+        asked = stop_after(patch, 4)
+        assert main(command) == 130
+        assert "interrupted; --resume goes on" in capsys.readouterr().err
+    parts = run / "evaluation" / "test-importance"
+    held = yaml.safe_load((parts / "settings.yaml").read_text())
+    assert held["particles"] == 2 and held["samples"] == 12 and held["data"] == "digits"
+    for other, said in (
+        (["--seed", "1"], "another seed: 1, it has 0"),
+        (["--particles", "3"], "another particles: 3, it has 2"),
+        (["--batch-size", "8", "--seed", "2"], "batch_size: 8, it has 4; seed: 2, it has 0"),
+    ):
+        assert main([*command, *other, "--resume"]) == 2
+        assert said in capsys.readouterr().err
+    weights = run / "model.safetensors"
+    before = weights.read_bytes()
+    try:
+        weights.write_bytes(before[:-4] + b"\0\0\0\1")
+        assert main([*command, "--resume"]) == 2
+        assert "another model_checksum" in capsys.readouterr().err
+    finally:
+        weights.write_bytes(before)
+    assert len(list(parts.glob("batch-*.nc"))) == len(asked) == 4
+    with monkeypatch.context() as patch:
+        asked = stop_after(patch, 6)
+        assert main([*command, "--resume"]) == 0
+        assert asked == [range(8, 10), range(10, 12)]
+    same(LogLikelihood.load(run / "evaluation.nc"), whole)
+
+
+def test_without_resume_it_starts_afresh(run: Path, monkeypatch) -> None:
+    command = ["evaluate", str(run), "--estimator", "importance", "--particles", "2"]
+    command += ["--limit", "6", "--batch_size", "4", "--quiet"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert main(command) == 130
+    asked = stop_after(monkeypatch, 9)
+    assert main([*command, "--seed", "9"]) == 0
+    assert len(asked) == 3 and not (run / "evaluation").exists()
+
+
+def test_pilot_is_kept_for_resumption(run: Path, monkeypatch) -> None:
+    """An evaluation cut short after its pilot goes on with the pilot as it was read."""
+    command = ["evaluate", str(run), "--std-error", "20", "--limit", "80", "--batch-size=64"]
+    assert main([*command, "--quiet"]) == 0
+    whole = LogLikelihood.load(run / "evaluation.nc")
+    estimate, asked = TermwiseBound.estimate, []
+
+    def once(self, *args, **options):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(options["indices"])
+        return estimate(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TermwiseBound, "estimate", once)
+        assert main([*command, "--quiet"]) == 130
+    from pyrodiff.likelihood.pilot import Pilot
+
+    monkeypatch.setattr(Pilot, "run", None)
+    assert main([*command, "--resume"]) == 0
+    same(LogLikelihood.load(run / "evaluation.nc"), whole)
+
+
+# -- processes -----------------------------------------------------------------------------------
+
+
+def test_two_processes(run: Path) -> None:
+    """The same batches, pilot, context and all, in two other processes: the same bits."""
+    options = {"std_error": 20.0, "limit": 90, "quiet": True}
+    one = runs.evaluate(str(run), batch_size=64, **options)
+    same(runs.evaluate(str(run), batch_size=64, processes=2, **options), one)
+    other = runs.evaluate(str(run), batch_size=256, **options)
+    torch.testing.assert_close(other.value, one.value, rtol=1e-4, atol=1e-2)
+
+
+def test_workers_answer_every_task_and_hand_on_errors() -> None:
+    assert sorted(share(operator.methodcaller, ("__len__",), ["a", "bb", "ccc"], 2)) == [1, 2, 3]
+    assert list(share(operator.methodcaller, ("__len__",), [], 2)) == []
+    answers = share(functools.partial, (operator.truediv, 1), [2, 0, 4], 1)
+    assert next(answers) == 0.5
+    with pytest.raises(ZeroDivisionError):
+        next(answers)
+
+
+def test_dead_worker_is_noticed() -> None:
+    with pytest.raises(ChildProcessError, match=r"got one that ended \(exit code 3\)"):
+        list(share(functools.partial, (os._exit,), [3, 3], 2))
+
+
+def test_dead_worker_keeps_finished_batches(run: Path, monkeypatch, capsys) -> None:
+    def dying(make, arguments, tasks, processes):
+        work = make(*arguments)
+        yield work(tasks[1])
+        raise ChildProcessError("Expected every worker process to finish; got one that ended.")
+
+    command = ["evaluate", str(run), "--estimator", "path", "--limit", "8", "--batch-size", "4"]
+    command += ["--processes", "2", "--quiet"]
+    monkeypatch.setattr("pyrodiff.evaluation.share", dying)
+    assert main(command) == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+    folder = run / "evaluation" / "test-path"
+    assert {path.name for path in folder.iterdir()} == {"settings.yaml", "batch-000001.nc"}
+    assert main([*command[:-3], "--quiet", "--resume"]) == 0
+
+
+def test_defaults_of_particles() -> None:
+    assert make_estimator(EvaluationSettings("importance")) == ImportanceBound()
+    assert make_estimator(EvaluationSettings("path", particles=7)) == PathBound(7)
