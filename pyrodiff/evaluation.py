@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import pyrodiff
-from pyrodiff import networks, serialization
+from pyrodiff import serialization
 from pyrodiff.chains import ReverseChain
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import Estimator, LogLikelihood
@@ -33,26 +33,25 @@ from pyrodiff.workers import share
 
 __all__ = ["evaluate_split", "load_model", "make_estimator"]
 
+_MIXTURE_DIMENSIONS = 256  # up to which a mixture with full covariances is fitted
+
 
 def load_model(folder: Path) -> ReverseChain:
-    """The model of a run, in evaluation mode, laid out in memory as training does it."""
-    reverse = ReverseChain.load(folder).eval()
-    if any(isinstance(module, networks.ResidualConvNet) for module in reverse.modules()):
-        reverse.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return reverse
+    """The model of a run, in evaluation mode."""
+    return ReverseChain.load(folder).eval()
 
 
-def make_estimator(settings: EvaluationSettings, pilot: Any = None) -> Estimator:
+def make_estimator(settings: EvaluationSettings, learned: Any = None) -> Estimator:
     """The estimator of the settings; ``particles`` of None is the estimator's own default.
 
     Args:
         settings: as checked by themselves.
-        pilot: of the termwise bound, or None.
+        learned: from other data: the termwise bound's pilot, the particle bound's twist, or None.
     """
     if settings.estimator == "termwise":
         from pyrodiff.likelihood.termwise import TermwiseBound
 
-        return TermwiseBound(settings.evaluations, std_error=settings.std_error, pilot=pilot)
+        return TermwiseBound(settings.evaluations, std_error=settings.std_error, pilot=learned)
     if settings.estimator == "path":
         from pyrodiff.likelihood.path import PathBound
 
@@ -64,7 +63,7 @@ def make_estimator(settings: EvaluationSettings, pilot: Any = None) -> Estimator
     if settings.estimator == "particle":
         from pyrodiff.likelihood.particle import ParticleBound
 
-        return ParticleBound(**_given(particles=settings.particles))
+        return ParticleBound(**_given(particles=settings.particles, twist=learned))
     from pyrodiff.likelihood.probability_flow import ProbabilityFlow
 
     return ProbabilityFlow(**_given(draws=settings.particles))
@@ -103,7 +102,7 @@ def evaluate_split(
     parts = _Parts(folder / "evaluation" / f"{settings.split}-{settings.estimator}")
     parts.prepare(_record(folder, dataset, settings, x_0, context), resume)
     with Counter(dataset, quiet) as counter:
-        estimator = make_estimator(settings, _pilot(folder, parts, dataset, settings, counter))
+        estimator = make_estimator(settings, _learned(folder, parts, dataset, settings, counter))
         step = estimator.samples_per_batch(settings.batch_size)
         starts = range(0, len(x_0), step)
         batches = {n: range(i, min(i + step, len(x_0))) for n, i in enumerate(starts)}
@@ -174,14 +173,19 @@ def _checksum(*contents: bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def _pilot(
+def _learned(
     folder: Path,
     parts: "_Parts",
     dataset: DataSet,
     settings: EvaluationSettings,
     counter: Counter,
 ) -> Any:
-    """The termwise bound's pilot, on another split than is evaluated; None for other estimators."""
+    """What the estimator learns from another split than is evaluated, or None."""
+    x, context = _samples(dataset, "validation" if settings.split == "train" else "train")
+    if settings.estimator == "particle" and dataset.dimensions <= _MIXTURE_DIMENSIONS:
+        from pyrodiff.likelihood.twists import MarginalTwist
+
+        return MarginalTwist.fit(x, seed=settings.seed % 2**32)
     if settings.estimator != "termwise":
         return None
     from pyrodiff.likelihood.pilot import Pilot
@@ -189,7 +193,6 @@ def _pilot(
     path = parts.folder / "pilot.safetensors"
     with contextlib.suppress(FileNotFoundError, ValueError):
         return Pilot.load(path)
-    x, context = _samples(dataset, "validation" if settings.split == "train" else "train")
     pilot = Pilot.run(
         load_model(folder),
         x,

@@ -191,7 +191,7 @@ class ResidualConvNet(nn.Module):
     with self-attention over all pixels after every ``attention_every``-th (the U-Net of
     Kingma et al. 2021, "Variational Diffusion Models", does not downsample either).
 
-    It is fastest in the channels-last memory format: ``net.to(memory_format=torch.channels_last)``.
+    Its weights lie in the channels-last memory format, in which it is fastest.
 
     Args:
         event_shape: ``(channels, height, width)`` of one image.
@@ -253,6 +253,7 @@ class ResidualConvNet(nn.Module):
         self.attention = nn.ModuleDict({str(i): _Attention(channels, heads) for i in attends})
         self.norm = nn.GroupNorm(_groups(channels), channels)
         self.last = _zeroed(nn.Conv2d(channels, means + image * learned_variance, 3, padding=1))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
         _check_input(x, self.event_shape)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from pyrodiff import decoders, denoisers, networks, objectives, schedules, timesteps, variances
@@ -54,7 +53,7 @@ def make_network(
     if settings.network == "unet":
         return networks.UNet(event_shape, context_size=context_size, learned_variance=learned)
     reads_levels = settings.denoiser == "data" and levels is not None and levels <= 32
-    network = networks.ResidualConvNet(
+    return networks.ResidualConvNet(
         event_shape,
         channels=width,
         blocks=settings.blocks,
@@ -64,7 +63,6 @@ def make_network(
         fourier=() if reads_levels else (2.0, 4.0, 8.0),
         dropout=settings.dropout or 0.0,
     )
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _make_schedule(settings: FitSettings) -> schedules.Schedule:

@@ -143,6 +143,9 @@ def test_eve_weights_by_hand() -> None:
     found = eve_weights(Population(torch.zeros(6, 1), log_w, eves, torch.zeros(2).long()))
     expected = torch.tensor([[1.0, 0.0, 6.0], [3.0, 3.0, 5.0]], dtype=F64)
     torch.testing.assert_close(found.exp(), expected)
+    far = torch.tensor([[0.0, -5000.0]], dtype=F64)  # no underflow where nothing is summed
+    alone = Population(torch.zeros(2, 1), far, torch.tensor([[0, 1]]), torch.zeros(1).long())
+    assert torch.equal(eve_weights(alone), far)
 
 
 # -- E Ẑ = p_θ(x_0) ------------------------------------------------------------------------------

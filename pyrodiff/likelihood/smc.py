@@ -92,9 +92,9 @@ def systematic(
 def eve_weights(population: Population) -> Float[Tensor, "n K"]:
     """log of the sum of the weights that descend from each first particle; −∞ where none do."""
     log_w, eves = population.log_weights, population.eves
-    most = log_w.amax(1, keepdim=True)
-    sums = torch.zeros_like(log_w).scatter_add_(1, eves, (log_w - most).exp())
-    return sums.log() + most
+    first = torch.arange(log_w.shape[1], device=eves.device).unsqueeze(1)
+    others = eves.unsqueeze(1) != first  # (n, K, K)
+    return log_w.unsqueeze(1).masked_fill(others, -torch.inf).logsumexp(2)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ __all__ = ["Gaussian", "GaussianMixture"]
 
 
 def _float64(value: object) -> Tensor:
-    return torch.as_tensor(value).detach().to("cpu", torch.float64)
+    dtype = None if isinstance(value, Tensor) else torch.float64  # a number is not to be rounded
+    return torch.as_tensor(value, dtype=dtype).detach().to("cpu", torch.float64)
 
 
 def _check_points(x: Tensor, size: int) -> Tensor:

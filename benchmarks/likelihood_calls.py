@@ -1,0 +1,186 @@
+"""Network calls for a given standard error: the termwise bound against every t once.
+
+    pyrodiff fit digits --output runs/digits-mlp --network mlp --width 256 --denoiser noise \
+        --decoder discretized --variance fixed-large --schedule linear --steps 4000 \
+        --batch_size 128 --learning_rate 1e-3 --weight_decay 0.1 --dropout 0.1
+    python benchmarks/likelihood_calls.py runs/digits-mlp --samples 500
+
+What is compared is variance × calls of one sample's bound, averaged over test samples.  The plain
+estimate, one fresh noise at every t, has variance Σ_t Var L_t, which two draws at every t estimate
+without bias.  Budgets of the termwise bound are repeated with other seeds, and the spread over the
+repeats stands beside the standard error that was reported.  Each ingredient is then added in turn.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
+
+import argparse
+import datetime
+import json
+import math
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import pyrodiff
+from pyrodiff.chains import ReverseChain
+from pyrodiff.data import load
+from pyrodiff.evaluation import load_model
+from pyrodiff.likelihood import Pilot, TermwiseBound
+from pyrodiff.likelihood import pilot as pilot_module
+from pyrodiff.likelihood.controls import Controls, Prepared
+from pyrodiff.serialization import read_config, write_atomically
+
+BUDGETS = (32, 64, 128, 256)
+INGREDIENTS = {
+    "strata and their allocation": ("none", "none"),
+    "+ the pilot's mean curve over t": ("mean", "none"),
+    "+ ‖ε‖² − d and x_0·ε": ("mean", "two"),
+    "+ curves that know x_0": ("all", "two"),
+    "+ hat functions of the values": ("all", "values"),
+    "+ of their surroundings (images)": ("all", "surroundings"),
+    "+ the affine denoiser (all)": ("all", "all"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Some(Controls):
+    """Controls of which some are left out."""
+
+    curve: str = "all"
+    kind: str = "all"
+
+    def columns(self) -> Tensor:
+        """What is kept of the controls as a linear map of them, (F, F')."""
+        hats, total, first = self.num_hats, self.num_controls, self.knots[0]
+        values = int((~first.isnan()).sum())
+        eye = torch.eye(total, dtype=torch.float64)
+        if self.kind == "none":
+            return eye[:, :0]
+        if self.kind == "two":
+            linear, square = torch.zeros(total, 1), torch.zeros(total, 1)
+            linear[:values, 0], square[hats : hats + values, 0] = first[:values], 1.0
+            return torch.cat([linear, square], 1).double()
+        if self.kind == "values":
+            return eye[:, [*range(values), *range(hats, hats + values)]]
+        if self.kind == "surroundings":
+            return eye[:, [*range(2 * hats), *range(2 * hats + 3, total)]]
+        return eye
+
+    def noise(self, prepared: Prepared, t: Tensor, noise: Tensor) -> Tensor:
+        every = super().noise(prepared, t, noise)
+        kept = every @ self.columns().to(every)
+        # as many columns as before, the last of them empty
+        return torch.nn.functional.pad(kept, (0, every.shape[-1] - kept.shape[-1]))
+
+    def curves(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        hats, expected = super().curves(prepared)
+        if self.curve == "all":
+            return hats, expected
+        constant = torch.full_like(expected, 0.0 if self.curve == "none" else 1.0)
+        return torch.zeros_like(hats), constant
+
+
+def restricted(reverse: ReverseChain, x: Tensor, curve: str, kind: str, calls: int) -> Pilot:
+    """A pilot that knows some of the controls only."""
+
+    class Fitted(Some):
+        @classmethod
+        def fit(cls, x: Tensor, log_snr: Tensor) -> Some:
+            return Some(**vars(Controls.fit(x, log_snr)), curve=curve, kind=kind)
+
+    original = pilot_module.Controls
+    pilot_module.Controls = Fitted
+    try:
+        return Pilot.run(reverse, x, calls=calls)
+    finally:
+        pilot_module.Controls = original
+
+
+def plain_variance(reverse: ReverseChain, x: Tensor) -> tuple[float, float]:
+    """Σ_t Var L_t, averaged over samples, and its standard error."""
+    chain, total = reverse.forward_chain, torch.zeros(len(x), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    reverse.eval()
+    with torch.no_grad():
+        for t in range(1, chain.num_steps + 1):
+            terms = []
+            for _ in range(2):
+                noise = torch.randn(x.shape, generator=generator)
+                terms.append(pyrodiff.objectives.variational_term(reverse, x, t, noise).double())
+            total += (terms[0] - terms[1]).square() / 2
+    return float(total.mean()), float(total.std() / math.sqrt(len(x)))
+
+
+def variances(
+    reverse: ReverseChain, x: Tensor, bound: TermwiseBound, repeats: int
+) -> tuple[float, float]:
+    """Mean over samples of the reported variance and of the spread over repeats."""
+    found = [bound.estimate(reverse, x, seed=seed) for seed in range(repeats)]
+    reported = torch.stack([result.std_error.square() for result in found]).mean()
+    spread = torch.stack([result.value for result in found]).var(0).mean()
+    return float(reported), float(spread)
+
+
+def main() -> None:
+    """Print the table and store its figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--plain-samples", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--pilot", type=int, default=20_000, help="network calls of the pilot")
+    parser.add_argument("--output", type=Path, default=None)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    config = read_config(options.run / "config.yaml")
+    data, reverse = load(config["data"]["source"]), load_model(options.run)
+    x, steps = data.test[: options.samples], reverse.num_steps
+    plain, error = plain_variance(reverse, data.test[: options.plain_samples])
+    print(f"every t once: variance {plain:.3f} ± {error:.3f} nats², {steps} calls")
+    pilot = Pilot.run(reverse, data.train, calls=options.pilot)
+    table = Table("budget", "std error", "spread over seeds", "variance × calls, ratio to plain")
+    rows = {}
+    for budget in BUDGETS:
+        bound = TermwiseBound(budget, pilot=pilot)
+        reported, spread = variances(reverse, x, bound, options.repeats)
+        ratios = [plain * steps / (value * budget) for value in (reported, spread)]
+        rows[budget] = {"reported": reported, "spread": spread, "ratios": ratios}
+        errors = (f"{math.sqrt(value):.3f}" for value in (reported, spread))
+        table.add_row(str(budget), *errors, " / ".join(f"{ratio:.1f}" for ratio in ratios))
+    Console().print(table)
+    table, parts = Table("ingredient (budget 128)", "std error", "ratio to plain"), {}
+    for name, (curve, kind) in INGREDIENTS.items():
+        part = restricted(reverse, data.train, curve, kind, options.pilot)
+        reported, _ = variances(reverse, x, TermwiseBound(128, pilot=part), 2)
+        parts[name] = plain * steps / (reported * 128)
+        table.add_row(name, f"{math.sqrt(reported):.3f}", f"{parts[name]:.1f}")
+    Console().print(table)
+    if options.output is not None:
+        held = {
+            "command": "python " + " ".join(sys.argv),
+            "date": datetime.date.today().isoformat(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pyrodiff": pyrodiff.__version__,
+            "fit": config["fit"],
+            "data": repr(data),
+            "samples": len(x),
+            "pilot_calls": pilot.calls,
+            "plain": {"variance": plain, "std_error": error, "calls": steps},
+            "budgets": rows,
+            "ingredients": parts,
+        }
+        text = json.dumps(held, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(options.output, lambda name: name.write_text(text, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
