@@ -18,6 +18,7 @@ __all__ = ["ForwardChain", "ReverseChain", "__version__"]
 _CHAINS = ("ForwardChain", "ReverseChain")
 _SUBMODULES = (
     "chains",
+    "comparison",
     "data",
     "decoders",
     "denoisers",

@@ -276,8 +276,13 @@ def test_importance_bound_of_one_particle_is_the_path(point: Tensor) -> None:
 
 
 def test_jackknife_is_closer_to_the_likelihood(particles: LogLikelihood, point: Tensor) -> None:
+    """16,000 sets of 4 weights: gap 0.066 and remaining bias 0.013, with errors of 0.003 nats.
+
+    Both bounds are 11 or more errors away.  (The first set of each repeat alone left the first of
+    them at 0.9 errors: it failed at one seed in five.)
+    """
     exact = linear_log_prob(affine_chain(), point)
-    few = particles.log_weights[:, :4]
+    few = particles.log_weights.reshape(-1, 4)
     debiased, bound = _jackknife(few)[0], log_mean_exp(few)
     error = float(debiased.std()) / math.sqrt(len(debiased))
     gap = float(exact - bound.mean())

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pyrodiff.kernels import marginal_coefficients
 
-__all__ = ["Controls", "Prepared"]
+__all__ = ["Controls", "Prepared", "is_image"]
 
 _RANK = 1024  # directions of the covariance that are kept at most
 _FLOOR = 1e-3  # least eigenvalue, of their mean: directions that the data hardly know
@@ -50,12 +50,17 @@ class Prepared(NamedTuple):
         return Prepared(self.hats[rows], self.centered[rows], spread)
 
 
+def is_image(event_shape: torch.Size) -> bool:
+    """Whether events are (channels, height, width) with surroundings to speak of."""
+    return len(event_shape) == 3 and min(event_shape[1:]) >= 3
+
+
 def _fields(x_0: Tensor) -> list[Tensor]:
     """What hat functions are taken of, shape of x_0: the values, and of images their surroundings.
 
     Those are the mean and the standard deviation of 3×3 pixels, the edges repeated.
     """
-    if x_0.dim() != 4 or min(x_0.shape[2:]) < 3:
+    if not is_image(x_0.shape[1:]):
         return [x_0]
     padded = torch.nn.functional.pad(x_0, (1, 1, 1, 1), mode="replicate")
     mean, square = (torch.nn.functional.avg_pool2d(v, 3, 1) for v in (padded, padded.square()))

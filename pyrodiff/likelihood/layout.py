@@ -51,14 +51,15 @@ def every_step(start: int, num_steps: int) -> Layout:
 def _typical_terms(log_snr: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
     """D_t and m_t to go by when nothing is known but the schedule, nats, (T,) each.
 
-    For x_0 ~ N(0, I) and its optimal denoiser, L_t is about d/2 (SNR_{t−1} − SNR_t)/(1 + SNR_t),
-    and varies with the noise by √(2/d) of itself.
+    For x_0 ~ N(0, I) and its optimal denoiser, L_t is about d/2 (SNR_{t−1} − SNR_t)/(1 + SNR_t)
+    for t ≥ 2 and ½ ‖x_0 − x̂_0‖²/s² for t = 1, d/2 where s² is β_1; either varies with the noise
+    by √(2/d) of itself.  A fifth of the mean spread is added: where a model is poor this may say
+    nearly nothing of its spread, and a stratum that is thought not to vary gets two draws only.
     """
     steps = torch.expm1(-log_snr.diff()) * torch.sigmoid(log_snr[1:])
-    curve = 0.5 * dimensions * torch.cat([steps[:1], steps])
-    if len(curve) == 0:
-        curve = torch.full((1,), 0.5 * dimensions, dtype=log_snr.dtype)
-    return curve * (2 / dimensions) ** 0.5, curve
+    curve = 0.5 * dimensions * torch.cat([torch.ones_like(log_snr[:1]), steps])
+    noise = curve * (2 / dimensions) ** 0.5
+    return noise + 0.2 * noise.mean(), curve
 
 
 @lru_cache(maxsize=8)
@@ -96,6 +97,8 @@ class Allocation:
         return self._cache[calls]
 
     def _best(self, calls: int) -> Layout:
+        if self.num_steps == 0:  # T = 1, and it needs no network
+            return every_step(self.start, self.start - 1)
         most = min(calls // 2, len(self._table) - 1)
         options = {most, *(round(most * share) for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.2))}
         found: list[tuple[float, Layout]] = []
@@ -148,6 +151,7 @@ class Allocation:
 
 def _draws(root: Tensor, calls: int) -> Tensor:
     """n_s in proportion to √V_s, two at least, ``calls`` in all."""
+    root = root.clamp(min=1e-9 * float(root.max()) + 1e-200)  # rounding may leave none: share all
     draws, free = torch.full(root.shape, 2), torch.ones_like(root, dtype=torch.bool)
     while True:
         spare = calls - 2 * int((~free).sum())
@@ -156,8 +160,7 @@ def _draws(root: Tensor, calls: int) -> Tensor:
         if not bool(low.any()) or bool(low[free].all()):
             break
         free &= ~low
-    if float(root[free].sum()) > 0:
-        draws[free] = wanted[free].floor().long().clamp(min=2)
+    draws[free] = wanted[free].floor().long().clamp(min=2)
     rest = calls - int(draws.sum())
     order = (wanted - draws).masked_fill(~free, -torch.inf).argsort(descending=True)
     draws[order[:rest]] += 1

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyrodiff import serialization
 from pyrodiff.chains import ReverseChain
-from pyrodiff.likelihood.controls import Controls, Prepared
+from pyrodiff.likelihood.controls import Controls, Prepared, is_image
 from pyrodiff.likelihood.layout import Allocation
 from pyrodiff.objectives import unchecked_term
 from pyrodiff.streams import NoiseStreams, derived_seed
@@ -174,10 +174,12 @@ class Pilot:
         """Raise ValueError unless the pilot was run on a chain of these steps and events."""
         chain, size = reverse.forward_chain, reverse.event_shape.numel()
         same = torch.equal(self.controls.log_snr, chain.log_snr.cpu())
-        if not same or len(self.controls.mean) != size:
+        image = len(self.controls.knots) > 1
+        if not same or len(self.controls.mean) != size or image != is_image(reverse.event_shape):
             raise ValueError(
-                f"Expected a pilot of this model ({chain.num_steps} steps, {size} dimensions); "
-                f"got one of {self.num_steps} steps and {len(self.controls.mean)} dimensions"
+                f"Expected a pilot of this model ({chain.num_steps} steps, events of shape "
+                f"{tuple(reverse.event_shape)}); got one of {self.num_steps} steps and "
+                f"{len(self.controls.mean)} dimensions, {'images' if image else 'no images'}"
                 f"{'' if same else ', with other log-SNRs'}."
             )
 
@@ -266,12 +268,25 @@ def _regress(
     # Within a sample its own level does not count: it varies more than the noise makes L_t vary.
     coefficients = _ridge(_centred(controls), _centred(target))
     rest = target - torch.einsum("jmrf,jf->jmr", controls, coefficients)
-    baseline = _ridge(curves, rest.mean(2))
+    baseline = _with_intercept(curves, rest.mean(2))
     left = rest.var(2).mean(1)
     spread = left.sqrt() * scale
     between = (rest.mean(2) - torch.einsum("jmf,jf->jm", curves, baseline)).square().mean(1)
     misfit = (between - left / terms.shape[2]).clamp(min=0).sqrt() * scale
     return scale, baseline, coefficients, spread, misfit
+
+
+def _with_intercept(curves: Tensor, target: Tensor) -> Tensor:
+    """Coefficients (J, K + 1) whose constant is free of the penalty.
+
+    Hat functions add up to the same for every sample: a constant is a constant on all of them.
+    """
+    middle, level = curves.mean(1, keepdim=True), target.mean(1, keepdim=True)
+    slopes = _ridge(curves - middle, target - level)
+    constant = level[:, 0] - (middle[:, 0] * slopes).sum(1)
+    total = middle[:, 0, :-1].sum(1)
+    slopes[:, :-1] += (constant / total)[:, None]
+    return slopes
 
 
 def _centred(values: Tensor) -> Tensor:

@@ -192,6 +192,12 @@ class LogLikelihood:
         held = {name: getattr(self, name) for name in _SCALARS} | {"units": "nats"}
         return xarray.Dataset(data, coords=coords, attrs=held | attributes)
 
+    def to_inference_data(self, observed: Any = None, coords: Any = None, **attributes: Any) -> Any:
+        """For ArviZ; see ``pyrodiff.comparison.to_inference_data``."""
+        from pyrodiff.comparison import to_inference_data
+
+        return to_inference_data(self, observed, coords, **attributes)
+
     def save(self, path: str | Path, **attributes: Any) -> None:
         """Write netCDF, atomically; ``attributes`` are kept beside the result's own."""
         dataset = self.to_dataset(**attributes)
@@ -203,6 +209,7 @@ class LogLikelihood:
 
         Raises:
             FileNotFoundError: no such file.
+            ValueError: a result of another version.
         """
         import xarray
 
@@ -210,6 +217,12 @@ class LogLikelihood:
             raise FileNotFoundError(f"Expected a file {path}; got nothing there.")
         with xarray.open_dataset(path, engine="h5netcdf") as dataset:
             dataset.load()
+        missing = [name for name in _SCALARS if name not in dataset.attrs]
+        if missing:
+            raise ValueError(
+                f"Expected in {path} what this version of pyrodiff writes; got a file without "
+                f"{missing[0]!r}. Evaluate the run again."
+            )
         held: dict[str, Any] = {name: dataset.attrs[name] for name in _SCALARS}
         for name in _VARIABLES:
             key = _RENAMED.get(name, name)

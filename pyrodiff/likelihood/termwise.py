@@ -99,18 +99,22 @@ class TermwiseBound(Estimator):
         """Budgets from a first stage; values from fresh draws."""
         assert self.std_error is not None
         first = self.evaluations or _FIRST_STAGE
-        _, variance, freedom, _ = scorer.score(scorer.layout(first), path=0)
+        layout = scorer.layout(first)
+        _, variance, freedom, _ = scorer.score(layout, path=0)
         budgets = _budgets(first, variance, freedom, self.std_error, scorer.reverse.num_steps)
         value, spread, dof = (torch.empty_like(variance) for _ in range(3))
+        calls = torch.full(value.shape, layout.total)
         for budget in budgets.unique().tolist():
             some = (budgets == budget).nonzero().flatten()
-            found = scorer.take(some).score(scorer.layout(budget), path=1)
+            layout = scorer.layout(budget)
+            found = scorer.take(some).score(layout, path=1)
+            calls[some] += layout.total
             value[some], spread[some], dof[some] = found[:3]
         return LogLikelihood(
             value,
             spread.sqrt(),
             "lower bound",
-            first + budgets,
+            calls,
             scorer.reverse.event_shape.numel(),
             repr(self),
             degrees_of_freedom=dof,
@@ -121,14 +125,17 @@ class TermwiseBound(Estimator):
 def _budgets(
     first: int, variance: Tensor, freedom: Tensor, target: float, num_steps: int
 ) -> Tensor:
-    """Calls for the standard error ``target``, (n,): variance falls as 1/calls."""
+    """Calls for the standard error ``target``, (n,): variance falls as 1/calls.
+
+    Not fewer than the first stage's, whose strata may be finer than those of fewer calls.
+    """
     from scipy import stats
 
     dof = freedom.numpy().clip(1.0)
     cautious = variance * torch.as_tensor(dof / stats.chi2.ppf(_CAUTION, dof))
-    wanted = (cautious * first / target**2).clamp(8.0, float(_MOST * num_steps))
-    power = (wanted.log() / math.log(_GRID)).ceil()
-    return (_GRID**power).round().long()
+    wanted = (cautious * first / target**2).clamp(min=max(8, first))
+    power = (wanted.log() / math.log(_GRID) - 1e-9).ceil()
+    return (_GRID**power).round().clamp(max=_MOST * num_steps).long()
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +193,8 @@ class _Scorer:
 
     def score(self, layout: Layout, path: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Values, their variances, degrees of freedom, (n,), and mean terms per stratum, (n, S)."""
-        draws = torch.cat(list(self._draws(layout, path)), 1)
+        none = torch.empty(len(self.batch), 0, dtype=torch.float64)
+        draws = torch.cat([none, *self._draws(layout, path)], 1)
         mean, variance = _by_stratum(draws, layout)
         fixed = self.prior
         if self.reconstruction is not None:
@@ -205,7 +213,8 @@ class _Scorer:
         firsts = layout.first.repeat_interleave(layout.draws)
         widths = layout.width.repeat_interleave(layout.draws)
         together = max(1, _BLOCK_VALUES // (count * size), batch.rows // count)
-        for first, width in zip(firsts.split(together), widths.split(together), strict=True):
+        for start in range(0, len(firsts), together):
+            first, width = (v[start : start + together] for v in (firsts, widths))
             normal = torch.stack([streams.normal(batch.x_0) for _ in first], 1)
             place = torch.special.ndtr(normal[..., size].double().cpu()) * width
             t = first + place.long().minimum(width - 1)
@@ -259,4 +268,6 @@ def _freedom(variance: Tensor, draws: Tensor) -> Tensor:
     """
     freedom = (draws - 1).clamp(min=1)
     fourth = (variance.square() / (freedom + 2)).sum(1)
-    return torch.where(fourth > 0, variance.sum(1).square() / fourth, float(freedom.sum()))
+    return torch.where(
+        fourth > 0, variance.sum(1).square() / fourth, max(1.0, float(freedom.sum()))
+    )

@@ -1,0 +1,222 @@
+"""The comparison of several models: results are read, checked to be of the same samples, paired."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrodiff.comparison.paired import (
+    Difference,
+    Evaluated,
+    difference,
+    mean_error,
+    monte_carlo,
+    own_error,
+)
+from pyrodiff.comparison.summary import Comparison, Summary
+from pyrodiff.comparison.verdict import gap, judge
+from pyrodiff.likelihood import LogLikelihood
+
+__all__ = ["compare", "compare_evaluated"]
+
+Result = LogLikelihood | str | Path
+_SAME = ("data", "split", "samples_checksum")  # attributes of files that must agree
+
+
+def _read(path: Result) -> tuple[LogLikelihood, dict[str, Any]]:
+    """A result and what its file says of it beside."""
+    if isinstance(path, LogLikelihood):
+        return path, {}
+    result = LogLikelihood.load(path)
+    import xarray
+
+    with xarray.open_dataset(path, engine="h5netcdf") as dataset:
+        return result, dict(dataset.attrs)
+
+
+def _check_same(name: str, values: Sequence[object], what: str) -> None:
+    if len(set(values)) > 1:
+        raise ValueError(
+            f"Expected results of the same {what}; got {name}: {sorted(set(values), key=str)}."
+        )
+
+
+def _check(models: Mapping[str, Evaluated]) -> None:
+    """Refuse what cannot be of the same samples, or has no mean."""
+    every = [result for model in models.values() for result in model.results]
+    _check_same("numbers", [len(result.value) for result in every], "samples")
+    _check_same("dimensions", [result.dimensions for result in every], "samples")
+    for name, model in models.items():
+        kinds = sorted({result.kind for result in model.results})
+        if len(kinds) > 1:
+            raise ValueError(f"Expected results of {name!r} to be of one kind; got {kinds}.")
+        finite = model.values.isfinite()
+        if not bool(finite.all()):
+            count = int((~finite).sum())
+            raise ValueError(f"Expected finite values; got {count} of {name!r} that are not.")
+
+
+def _clusters(clusters: Sequence[object] | Tensor | None, samples: int) -> Tensor:
+    """Labels as 0 … G − 1, shape (N,)."""
+    if clusters is None:
+        return torch.arange(samples)
+    labels = clusters.tolist() if isinstance(clusters, Tensor) else list(clusters)
+    if len(labels) != samples:
+        raise ValueError(f"Expected {samples} clusters, one per sample; got {len(labels)}.")
+    index = {label: place for place, label in enumerate(dict.fromkeys(labels))}
+    return torch.tensor([index[label] for label in labels])
+
+
+def _common(held: Sequence[dict[str, Any]]) -> bool | None:
+    """Whether files say that their noise was the same (one seed, one estimator), or not."""
+    seeds = [int(each["seed"]) for each in held if "seed" in each]
+    if len(seeds) < len(held):
+        return None
+    if len(set(seeds)) > 1:
+        return False if len(set(seeds)) == len(seeds) else None
+    return True if len({each.get("estimator") for each in held}) == 1 else None
+
+
+# -- the comparison --------------------------------------------------------------------------------
+
+
+def compare(
+    results: Mapping[str, Result | Sequence[Result]],
+    *,
+    reference: str | None = None,
+    clusters: Sequence[object] | Tensor | None = None,
+    common_noise: bool | None = None,
+    level: float = 0.95,
+) -> Comparison:
+    """Compare models by their results for the same held-out samples, in the same order.
+
+    Args:
+        results: for each model a result, the path of a saved one, or a list of them: one per
+            training seed.
+        reference: the model that the others are compared with; default the best.
+        clusters: a label per sample, where samples of one label belong together (a patient's
+            images): then the clusters are what is independent.
+        common_noise: whether the same noise streams were used (one ``seed``, one estimator), for
+            results that do not hold their draws; None: what the files say, else unknown, and the
+            Monte Carlo part of the error with it (not the error, which holds it).
+        level: of each interval.
+
+    Raises:
+        ValueError: fewer than two models, a model without results, results of different samples
+            as far as can be seen, values that are not finite, an unknown reference, clusters that
+            are not one per sample, a level outside (0, 1).
+        FileNotFoundError: a path where there is no result.
+    """
+    models, attributes = {}, []
+    for name, given in results.items():
+        several = [given] if isinstance(given, (LogLikelihood, str, Path)) else list(given)
+        if not several:
+            raise ValueError(f"Expected at least one result of {name!r}; got none.")
+        read = [_read(each) for each in several]
+        models[name] = Evaluated([result for result, _ in read])
+        attributes += [held for _, held in read]
+    for key in _SAME:
+        _check_same(key, [held[key] for held in attributes if key in held], "samples")
+    common = _common(attributes) if common_noise is None else common_noise
+    return compare_evaluated(models, reference, clusters, common, level)
+
+
+def compare_evaluated(
+    models: Mapping[str, Evaluated],
+    reference: str | None,
+    clusters: Sequence[object] | Tensor | None,
+    common: bool | None,
+    level: float,
+) -> Comparison:
+    """The comparison of models whose results are at hand; arguments as of ``compare``."""
+    if len(models) < 2:
+        raise ValueError(f"Expected at least two models; got {len(models)}.")
+    if not 0 < level < 1:
+        raise ValueError(f"Expected a level between 0 and 1; got {level}.")
+    if reference is not None and reference not in models:
+        raise ValueError(f"Expected a reference among {list(models)}; got {reference!r}.")
+    _check(models)
+    samples = len(next(iter(models.values())).results[0].value)
+    groups = _clusters(clusters, samples)
+    summaries = {name: _summary(model, groups) for name, model in models.items()}
+    order = sorted(models, key=lambda name: summaries[name].value, reverse=True)
+    reference = order[0] if reference is None else reference
+    pair = (reference, models[reference])
+    differences = tuple(
+        _difference((name, models[name]), pair, groups, common, level)
+        for name in order
+        if name != reference
+    )
+    return Comparison(
+        {name: summaries[name] for name in order},
+        reference,
+        differences,
+        samples,
+        level,
+        _notes(models, differences),
+    )
+
+
+def _summary(model: Evaluated, clusters: Tensor) -> Summary:
+    values, lacking = model.values, gap(model)
+    error = mean_error(values.mean(0), [values], clusters)
+    calls = [result.network_evaluations for result in model.results]
+    return Summary(
+        float(values.mean()),
+        error.std_error,
+        own_error(model, model.shares),
+        model.results[0].kind,
+        len(values),
+        sum(calls) / len(calls),
+        math.nan if lacking is None else float(lacking.mean()),
+    )
+
+
+def _difference(
+    model: tuple[str, Evaluated],
+    reference: tuple[str, Evaluated],
+    clusters: Tensor,
+    common: bool | None,
+    level: float,
+) -> Difference:
+    (name, a), (other, b) = model, reference
+    d, error = difference(a, b, clusters)
+    value, half = float(d.mean()), error.half_width(level)
+    verdict = judge(a, b, d, clusters, level)
+    text = verdict.text.replace("{a}", name).replace("{b}", other)
+    return Difference(
+        name,
+        other,
+        value,
+        error.std_error,
+        error.between_samples,
+        error.between_seeds,
+        *monte_carlo(a, b, common),
+        error.degrees_of_freedom,
+        value - half,
+        value + half,
+        error.probability(value),
+        verdict.status,
+        text,
+        d,
+    )
+
+
+def _notes(models: Mapping[str, Evaluated], found: Sequence[Difference]) -> tuple[str, ...]:
+    seeds = {name: len(model.results) for name, model in models.items()}
+    notes = []
+    if max(seeds.values()) == 1:
+        notes.append("One training run per model: the errors say nothing of other seeds.")
+    elif min(seeds.values()) == 1:
+        alone = ", ".join(name for name, count in seeds.items() if count == 1)
+        notes.append(f"One training run of {alone}: the errors say nothing of its other seeds.")
+    if any(math.isnan(each.monte_carlo) for each in found):
+        notes.append(
+            "The Monte Carlo part of a difference is unknown, as the results do not hold their "
+            "draws and may share their noise; the error holds it. (compare_models with repeats=2 "
+            "tells.)"
+        )
+    return tuple(notes)

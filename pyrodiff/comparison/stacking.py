@@ -1,0 +1,87 @@
+r"""Weights of a mixture of models that predicts held-out samples best (Yao et al., 2018).
+
+    max over the simplex of  Σ_i log Σ_m w_m p_m(x_i)                     (Yao et al., equation 4)
+
+Only ratios of densities matter: every sample's largest log p is subtracted before exp, as at −2000
+nats exp gives 0, and a sum that is log 0 everywhere leaves the weights where they started.  The
+problem is concave, and solved where its conditions hold: with
+
+    g_m = mean_i p_m(x_i) / Σ_k w_k p_k(x_i),
+
+max_m g_m − 1 bounds how far Σ/N is from its maximum, in nats per sample.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pyrodiff.likelihood import LogLikelihood
+
+__all__ = ["stacking_weights"]
+
+_TOLERANCE = 1e-10  # nats per sample
+_PASSES = 200
+
+
+def stacking_weights(results: Mapping[str, LogLikelihood | Tensor]) -> dict[str, float]:
+    """Stacking weights of models, which sum to 1.
+
+    Args:
+        results: for each model its result, or log p of the same samples in nats, shape (N,).
+
+    Raises:
+        ValueError: no model, different numbers of samples, NaN or +∞ among the values, a sample
+            that every model gives probability 0.
+    """
+    values = {
+        name: (each.value if isinstance(each, LogLikelihood) else each).detach().double().cpu()
+        for name, each in results.items()
+    }
+    shapes = sorted({tuple(value.shape) for value in values.values()})
+    if len(shapes) != 1 or len(shapes[0]) != 1 or shapes[0][0] == 0:
+        raise ValueError(f"Expected values of shape (N,), one N for all; got {shapes}.")
+    log_p = torch.stack(list(values.values()), 1)
+    if not bool((log_p < torch.inf).all()):
+        raise ValueError("Expected log-likelihoods; got NaN or infinity among them.")
+    highest = log_p.amax(1, keepdim=True)
+    if not bool(highest.isfinite().all()):
+        raise ValueError("Expected each sample to have a density under some model; got none.")
+    weights = _solve((log_p - highest).exp())
+    return dict(zip(values, weights.tolist(), strict=True))
+
+
+def _solve(p: Tensor) -> Tensor:
+    """The weights for densities p, (N, M), up to a factor per sample."""
+    from scipy import optimize
+
+    count = p.shape[1]
+    weights = p.new_full((count,), 1 / count)
+    if count == 1:
+        return weights
+
+    def objective(w: object) -> tuple[float, object]:
+        mixed = (p @ torch.as_tensor(w)).clamp(min=1e-300)
+        return -float(mixed.log().mean()), -(p / mixed[:, None]).mean(0).numpy()
+
+    found = optimize.minimize(
+        objective,
+        weights.numpy(),
+        jac=True,
+        method="SLSQP",
+        bounds=[(0.0, 1.0)] * count,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: w * 0 + 1},
+        options={"ftol": 1e-14, "maxiter": _PASSES},
+    )
+    start = torch.as_tensor(found.x).clamp(min=1e-12)  # a weight of 0 would stay there
+    return _ascend(p, start / start.sum())
+
+
+def _ascend(p: Tensor, weights: Tensor) -> Tensor:
+    """Expectation and maximisation, w_m ← w_m g_m, which never lowers the score."""
+    for _ in range(_PASSES):
+        g = (p / (p @ weights).unsqueeze(1)).mean(0)
+        if float(g.max()) - 1 < _TOLERANCE:
+            break
+        weights = weights * g
+    return weights / weights.sum()

@@ -1,0 +1,112 @@
+"""What all figures share: axes, a palette, and how results are named.
+
+Colours are from the Okabe–Ito palette, which colour-blind readers can tell apart; markers and line
+styles change with them, so that a print in black and white can be read as well.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+__all__ = [
+    "BLUE",
+    "ORANGE",
+    "Style",
+    "colour_wheel",
+    "named",
+    "new_axes",
+    "panels",
+    "plain_ticks",
+    "style",
+]
+
+BLUE, ORANGE = "#0072B2", "#E69F00"
+_COLOURS = (BLUE, "#D55E00", "#009E73", "#CC79A7", ORANGE, "#56B4E9", "#000000")
+_MARKERS = "os^Dv*XPh"
+_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+Value = TypeVar("Value")
+
+
+class Style(NamedTuple):
+    """The look of one of several series."""
+
+    color: str
+    marker: str
+    linestyle: Any
+
+
+def style(index: int) -> Style:
+    """The look of series ``index``; the first 315 differ."""
+    return Style(
+        _COLOURS[index % len(_COLOURS)],
+        _MARKERS[index % len(_MARKERS)],
+        _LINES[index % len(_LINES)],
+    )
+
+
+def colour_wheel() -> Any:
+    """A colour map for angles, through the palette and back, with nothing too light to be seen."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    around = [_COLOURS[i] for i in (0, 2, 4, 1, 3, 0)]
+    return LinearSegmentedColormap.from_list("wheel", around)
+
+
+def new_axes(axes: Any, size: tuple[float, float]) -> Any:
+    """The axes given, or new ones on a figure of ``size`` inches."""
+    return panels(None if axes is None else [axes], 1, size)[0]
+
+
+def panels(axes: Iterable[Any] | None, columns: int, size: tuple[float, float]) -> list[Any]:
+    """The axes given, one per panel, or new ones side by side on a figure of ``size`` inches.
+
+    Raises:
+        ValueError: another number of axes than of panels.
+    """
+    if axes is None:
+        from matplotlib.figure import Figure  # no pyplot: nothing global, no window system
+
+        figure = Figure(figsize=size, layout="constrained")
+        return list(figure.subplots(1, columns, squeeze=False)[0])
+    axes = list(axes)
+    if len(axes) != columns:
+        raise ValueError(f"Expected {columns} axes, one per panel; got {len(axes)}.")
+    return axes
+
+
+def plain_ticks(axis: Any) -> None:
+    """Label a logarithmic axis with 1, 2, 5, 10, … rather than with powers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def plus_minus(value: float, error: float) -> str:
+    """A value and its error, to two digits of the latter; the value alone where it has none."""
+    if not math.isfinite(error) or error <= 0:
+        return f"{value:.4g}".replace("-", "−")
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}".replace("-", "−")
+
+
+def show_legend(axes: Any, title: str | None = None) -> None:
+    """The legend, inside the axes if it is short and beside them if it would lie on the data."""
+    several = len(axes.get_legend_handles_labels()[1]) > 4
+    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if several else {}
+    axes.legend(frameon=False, title=title, **place)
+
+
+def named(values: Mapping[str, Value] | Value, default: str) -> dict[str, Value]:
+    """One or several values by name; a single one is called ``default``.
+
+    Raises:
+        ValueError: an empty mapping.
+    """
+    if not isinstance(values, Mapping):
+        return {default: values}
+    if not values:
+        raise ValueError("Expected at least one entry to draw; got none.")
+    return dict(values)

@@ -1,0 +1,232 @@
+"""The export to ArviZ 0.23 (``InferenceData``) and 1.x (``DataTree``): the same tests for both."""
+
+import importlib
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray
+from torch import Tensor
+
+import pyrodiff
+from pyrodiff import ForwardChain, ReverseChain
+from pyrodiff.comparison import stacking_weights, to_elpd, to_inference_data
+from pyrodiff.denoisers import NoiseDenoiser
+from pyrodiff.likelihood import ImportanceBound, LogLikelihood, TermwiseBound
+from pyrodiff.likelihood.importance import log_mean_exp
+from pyrodiff.oracles import GaussianMixture
+from pyrodiff.schedules import LogSNRSchedule
+
+az = importlib.import_module("arviz")
+NEW = int(az.__version__.split(".")[0]) >= 1
+F64 = torch.float64
+LAW = GaussianMixture(
+    torch.tensor([0.5, 0.5]), torch.tensor([[1.0, 1.0], [-1.0, -0.5]], dtype=F64), 0.4
+)
+
+
+def chain(stretch: float = 1.0) -> ReverseChain:
+    law = GaussianMixture(LAW.weights, stretch * LAW.means, 0.4)
+    forward = ForwardChain(LogSNRSchedule(4.0, -6.0), 8)
+    return ReverseChain(NoiseDenoiser(law.network()), forward, (2,))
+
+
+def ensemble(stretches: tuple[float, ...] = (1.0, 1.2, 1.5), n: int = 40) -> list[LogLikelihood]:
+    x = LAW.sample(n, seed=1)
+    return [TermwiseBound(24).estimate(chain(s), x, seed=0) for s in stretches]
+
+
+def result(value: Tensor) -> LogLikelihood:
+    calls = torch.ones(len(value), dtype=torch.int64)
+    return LogLikelihood(value, torch.zeros_like(value), "estimate", calls, 2, "exact")
+
+
+def group(data: Any, name: str) -> Any:
+    found = data[name]
+    return found.to_dataset() if hasattr(found, "to_dataset") else found
+
+
+def groups(data: Any) -> set[str]:
+    return set(data.children) if NEW else set(data.groups())
+
+
+def read(path: Any) -> Any:
+    return az.from_netcdf(path)
+
+
+def compared(models: dict[str, Any], **options: Any) -> Any:
+    """``az.compare``; its own warnings are not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return az.compare(models, **({"round_to": "none"} if NEW else {}), **options)
+
+
+# -- groups ----------------------------------------------------------------------------------------
+
+
+def test_trained_models_are_the_draws() -> None:
+    results, x = ensemble(), LAW.sample(40, seed=1)
+    data = to_inference_data(results, x, seed=0)
+    assert type(data).__name__ == ("DataTree" if NEW else "InferenceData")
+    assert groups(data) == {"log_likelihood", "held_out", "observed_data"}
+    log_p = group(data, "log_likelihood")["x_0"]
+    assert log_p.dims == ("chain", "draw", "sample") and log_p.shape == (1, 3, 40)
+    for draw, each in enumerate(results):
+        np.testing.assert_array_equal(log_p.sel(chain=0, draw=draw), each.value.numpy())
+    held_out = group(data, "held_out")
+    assert held_out["term"].dims == ("chain", "draw", "sample", "timestep")
+    assert held_out["std_error"].dims == ("chain", "draw", "sample")
+    np.testing.assert_array_equal(held_out["calls"].isel(chain=0, draw=1), results[1].calls)
+    observed = group(data, "observed_data")["x_0"]
+    assert observed.dims == ("sample", "x_0_dim_0")
+    np.testing.assert_array_equal(observed, x.numpy())
+
+
+def test_one_model_has_no_draws() -> None:
+    found = ensemble()[0]
+    data = found.to_inference_data(seed=3)
+    assert groups(data) == {"held_out"}
+    held_out = group(data, "held_out")
+    np.testing.assert_array_equal(held_out["value"], found.value)
+    np.testing.assert_array_equal(held_out["term"], found.terms)
+    np.testing.assert_array_equal(held_out["timestep"], found.timesteps.double())
+    assert held_out["value"].dims == ("sample",)
+    assert held_out["term"].dims == ("sample", "timestep")
+
+
+def test_every_group_says_where_it_comes_from() -> None:
+    results = ensemble()
+    data = to_inference_data(results, LAW.sample(40, seed=1), seed=0, data="mixture", split=None)
+    for name in groups(data):
+        held = group(data, name).attrs
+        assert held["inference_library"] == "pyrodiff"
+        assert held["inference_library_version"] == pyrodiff.__version__
+        assert held["estimator"] == results[0].estimator
+        assert held["kind"] == "lower bound" and held["units"] == "nats"
+        assert held["network_calls_per_sample"] == results[0].network_evaluations
+        assert held["seed"] == 0 and held["data"] == "mixture" and "split" not in held
+
+
+def test_coordinates_are_taken() -> None:
+    labels, names = [f"image {i}" for i in range(40)], ["height", "width"]
+    given = {"sample": labels, "draw": [7, 8, 9], "x_0_dim_0": names}
+    data = to_inference_data(ensemble(), LAW.sample(40, seed=1), given)
+    log_p = group(data, "log_likelihood")["x_0"]
+    assert list(log_p["sample"].values) == labels and list(log_p["draw"].values) == [7, 8, 9]
+    observed = group(data, "observed_data")["x_0"]
+    assert list(observed["x_0_dim_0"].values) == names
+    with pytest.raises(ValueError, match=r"Expected 40 coordinates of sample, one each; got"):
+        to_inference_data(ensemble(), coords={"sample": labels[:3]})
+
+
+@pytest.mark.parametrize("several", [True, False], ids=["ensemble", "one model"])
+def test_a_file_holds_all_of_it(tmp_path: Any, several: bool) -> None:
+    results = ensemble() if several else ensemble()[0]
+    data = to_inference_data(results, LAW.sample(40, seed=1), seed=0)
+    path = tmp_path / "data.nc"
+    if NEW:
+        data.to_netcdf(path, engine="h5netcdf")
+    else:
+        data.to_netcdf(str(path), engine="h5netcdf")
+    back = read(path) if NEW else az.from_netcdf(str(path), engine="h5netcdf")
+    assert groups(back) == groups(data)
+    for name in groups(data):
+        xarray.testing.assert_equal(group(back, name).load(), group(data, name))
+        assert dict(group(back, name).attrs) == dict(group(data, name).attrs)
+    if NEW:
+        back.close()
+
+
+# -- held-out elpd ---------------------------------------------------------------------------------
+
+
+def test_elpd_is_the_sum_of_the_values_with_its_error() -> None:
+    found = result(LAW.log_prob(LAW.sample(200, seed=2)))
+    elpd = to_elpd(found)
+    total, error = float(found.value.sum()), float(found.value.std(correction=0)) * 200**0.5
+    names = ("elpd", "p", "elpd_i") if NEW else ("elpd_loo", "p_loo", "loo_i")
+    assert elpd[names[0]] == pytest.approx(total) and elpd["se"] == pytest.approx(error)
+    assert elpd[names[1]] == 0 and not elpd["warning"] and elpd["scale"] == "log"
+    np.testing.assert_array_equal(elpd[names[2]], found.value)
+    assert f"{total:.2f}" in str(elpd) and "200" in str(elpd)
+
+
+def test_arviz_compares_held_out_models() -> None:
+    x = LAW.sample(300, seed=2)
+    values = {
+        name: result(GaussianMixture(LAW.weights, stretch * LAW.means, 0.4).log_prob(x))
+        for name, stretch in (("wide", 1.2), ("true", 1.0), ("wider", 1.5))
+    }
+    table = compared({name: to_elpd(each) for name, each in values.items()})
+    assert list(table.index) == ["true", "wide", "wider"]
+    elpd = "elpd" if NEW else "elpd_loo"
+    for name, each in values.items():
+        d = each.value - values["true"].value
+        assert table.loc[name, elpd] == pytest.approx(float(each.value.sum()))
+        # the sign of differences changed with 1.0
+        assert table.loc[name, "elpd_diff"] == pytest.approx(float(d.sum()) * (1 if NEW else -1))
+        assert table.loc[name, "dse"] == pytest.approx(float(d.std(correction=0)) * 300**0.5)
+    ours = stacking_weights(values)
+    for name, weight in ours.items():
+        assert table.loc[name, "weight"] == pytest.approx(weight, abs=0.01)
+
+
+def test_stacking_stands_where_that_of_arviz_underflows() -> None:
+    """At −2000 nats exp gives 0 in ArviZ (0.23 and 1.3), and weights stay where they started."""
+    a = -2000 + torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=F64)
+    values = {"better": result(a), "worse": result(a - 3)}
+    table = compared({name: to_elpd(each) for name, each in values.items()})
+    assert table.loc["better", "weight"] == pytest.approx(0.5)
+    assert stacking_weights(values)["better"] == pytest.approx(1, abs=1e-6)
+
+
+def test_the_elpd_of_an_ensemble_is_that_of_its_mean_density() -> None:
+    results = ensemble()
+    elpd = to_elpd(results)
+    values = torch.stack([each.value for each in results], 1)
+    assert elpd["elpd" if NEW else "elpd_loo"] == pytest.approx(float(log_mean_exp(values).sum()))
+    assert elpd["n_samples"] == 3 and elpd["n_data_points"] == 40
+
+
+# -- misuse ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("export", [to_inference_data, to_elpd])
+def test_monte_carlo_draws_are_no_posterior_draws(export: Any) -> None:
+    found = ImportanceBound(8).estimate(chain(), LAW.sample(5, seed=1))
+    assert found.log_weights is not None
+    for wrong in (found.log_weights, found.log_weights.numpy(), list(found.log_weights.T), []):
+        with pytest.raises(ValueError, match="PSIS-LOO of them means nothing"):
+            export(wrong)
+    with pytest.raises(ValueError, match=r"got Tensor of shape \(5, 8\)"):
+        export(found.log_weights)
+
+
+@pytest.mark.parametrize("export", [to_inference_data, to_elpd])
+def test_one_evaluation_is_not_two_draws(export: Any) -> None:
+    first, second, _ = ensemble()
+    with pytest.raises(ValueError, match="results of different models; got result 2 twice"):
+        export([first, second, first])
+
+
+def test_results_of_different_samples_are_refused() -> None:
+    results, x = ensemble(), LAW.sample(39, seed=1)
+    shorter = TermwiseBound(24).estimate(chain(), x)
+    with pytest.raises(ValueError, match=r"results of the same samples; got \[39, 40\]"):
+        to_inference_data([results[0], shorter])
+    with pytest.raises(ValueError, match="results with one kind; got"):
+        to_inference_data([results[0], replace(results[1], kind="estimate")])
+    with pytest.raises(ValueError, match=r"40 observed samples; got shape \(39, 2\)"):
+        to_inference_data(results, x)
+
+
+def test_terms_of_different_timesteps_are_left_out() -> None:
+    x = LAW.sample(40, seed=1)
+    mixed = [TermwiseBound(n).estimate(chain(s), x) for n, s in ((16, 1.0), (64, 1.6))]
+    held_out = group(to_inference_data(mixed), "held_out")
+    assert "term" not in held_out and "timestep" not in held_out.coords
+    both = group(to_inference_data(mixed), "held_out").attrs["estimator"]
+    assert both == f"{mixed[0].estimator}; {mixed[1].estimator}"

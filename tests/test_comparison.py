@@ -1,0 +1,472 @@
+"""Paired comparison: errors that are right, verdicts that follow, common noise that helps.
+
+Stochastic tests allow 4 standard errors of what they measure (one failure in 16,000 seeds each,
+were the law normal) unless they say otherwise; all seeds are fixed.
+"""
+
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+from scipy import stats
+from torch import Tensor
+
+from pyrodiff import ForwardChain, ReverseChain
+from pyrodiff.comparison import Comparison, compare, compare_models, stacking_weights
+from pyrodiff.denoisers import NoiseDenoiser
+from pyrodiff.likelihood import (
+    ImportanceBound,
+    LogLikelihood,
+    PathBound,
+    SandwichBound,
+    TermwiseBound,
+)
+from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
+from pyrodiff.networks import ResidualMLP
+from pyrodiff.oracles import Gaussian, GaussianMixture, linear_bound
+from pyrodiff.schedules import LogSNRSchedule
+
+F64 = torch.float64
+MEANS = torch.tensor([[1.0, 1.0], [-1.0, -0.5], [0.0, 1.5]], dtype=F64)
+WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=F64)
+TRUE = GaussianMixture(WEIGHTS, MEANS, 0.4)
+WIDE = GaussianMixture(WEIGHTS, 1.05 * MEANS, 0.42)
+
+
+def chain(law: Gaussian | GaussianMixture, steps: int = 8) -> ReverseChain:
+    size = law.event_shape[0]
+    forward = ForwardChain(LogSNRSchedule(4.0, -6.0), steps)
+    return ReverseChain(NoiseDenoiser(law.network()), forward, (size,))
+
+
+def result(value: Tensor, std_error: float = 0.0, kind: str = "estimate") -> LogLikelihood:
+    """Values with given Monte Carlo errors, of samples with two dimensions."""
+    value = value.to(F64)
+    calls = torch.ones(len(value), dtype=torch.int64)
+    return LogLikelihood(value, torch.full_like(value, std_error), kind, calls, 2, "given")
+
+
+def weighted(log_w: Tensor) -> LogLikelihood:
+    """An importance bound of given weights."""
+    bound = result(log_mean_exp(log_w), kind="lower bound")
+    return replace(bound, std_error=weights_std_error(log_w), log_weights=log_w)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+# -- the error -------------------------------------------------------------------------------------
+
+
+def test_the_paired_t_test_by_hand() -> None:
+    a, b = normal(20, seed=1) - 3, normal(20, seed=2) - 3.5
+    found = compare({"a": result(a), "b": result(b)}, reference="b")["a"]
+    test = stats.ttest_rel(a.numpy(), b.numpy())
+    low, high = test.confidence_interval()
+    assert found.value == pytest.approx(float((a - b).mean()))
+    assert found.std_error == pytest.approx(float((a - b).std()) / math.sqrt(20))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.degrees_of_freedom == pytest.approx(19)
+    assert 2 * min(found.probability, 1 - found.probability) == pytest.approx(test.pvalue)
+    assert found.monte_carlo == 0 and math.isnan(found.between_seeds)
+    torch.testing.assert_close(found.per_sample, a - b)
+
+
+def coverage(repeats: int, once: Callable[[int], Comparison], truth: float) -> float:
+    found = [once(repeat).differences[0] for repeat in range(repeats)]
+    return sum(each.low <= truth <= each.high for each in found) / repeats
+
+
+def test_the_interval_covers_the_difference_of_log_p_and_pairing_saves_five_times_the_error() -> (
+    None
+):
+    """500 repeats: 0.95 ± 0.01; 3 standard errors allowed (one in 370, were the law t)."""
+    x = TRUE.sample(500_000, seed=1)
+    truth = float((WIDE.log_prob(x) - TRUE.log_prob(x)).mean())
+    x = TRUE.sample(500 * 100, seed=2)
+    pairs = zip(TRUE.log_prob(x).split(100), WIDE.log_prob(x).split(100), strict=True)
+    found = [compare({"true": result(a), "b": result(b)}, reference="true") for a, b in pairs]
+    hits = [each["b"].low <= truth <= each["b"].high for each in found]
+    assert abs(sum(hits) / 500 - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 500)
+    for each in found[:20]:
+        unpaired = math.hypot(*(model.std_error for model in each.models.values()))
+        assert unpaired > 5 * each["b"].std_error
+
+
+def test_the_interval_covers_the_exact_difference_of_the_bounds_of_two_gaussians() -> None:
+    """200 repeats of 50 samples: 0.95 ± 0.015; 3 standard errors allowed."""
+    cov = torch.tensor([[1.0, 0.5], [0.5, 0.6]], dtype=F64)
+    law = Gaussian(torch.zeros(2, dtype=F64), cov)
+    models = {"a": chain(law), "b": chain(Gaussian(law.mean + 0.1, 1.1 * cov))}
+    far = law.sample(100_000, seed=3)
+    exact = {name: linear_bound(model, far).elbo.mean() for name, model in models.items()}
+    truth = float(exact["b"] - exact["a"])
+    x = law.sample(200 * 50, seed=4)
+    bound = PathBound(2)
+    found = {k: bound.estimate(m, x, seed=1, batch_size=20_000) for k, m in models.items()}
+
+    def once(repeat: int) -> Comparison:
+        some = slice(50 * repeat, 50 * repeat + 50)
+        parts = {name: rows(whole, some) for name, whole in found.items()}
+        return compare(parts, reference="a")
+
+    assert abs(coverage(200, once, truth) - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 200)
+
+
+def rows(whole: LogLikelihood, some: slice) -> LogLikelihood:
+    assert whole.log_weights is not None and whole.degrees_of_freedom is not None
+    return replace(
+        whole,
+        value=whole.value[some],
+        std_error=whole.std_error[some],
+        calls=whole.calls[some],
+        log_weights=whole.log_weights[some],
+        degrees_of_freedom=whole.degrees_of_freedom[some],
+    )
+
+
+@pytest.mark.parametrize("seeds, between", [(2, 0.3), (3, 0.1), (4, 0.0)])
+def test_the_interval_covers_over_training_seeds(seeds: int, between: float) -> None:
+    """300 repeats: 0.95 ± 0.0126; below by 3 standard errors is refused, above by 4."""
+
+    def once(repeat: int) -> Comparison:
+        noise = normal(2, seeds, 41, seed=repeat)
+        common = 3 * normal(40, seed=10_000 + repeat)
+        values = common + between * noise[..., :1] + 0.5 * noise[..., 1:]
+        values = values + 0.7 * normal(2, 1, 40, seed=20_000 + repeat)
+        return compare({name: [*map(result, v)] for name, v in zip("ab", values, strict=True)})
+
+    share = coverage(300, once, 0.0)
+    error = math.sqrt(0.95 * 0.05 / 300)
+    assert 0.95 - 3 * error < share < 0.95 + 4 * error
+
+
+def test_two_way_errors_agree_with_the_analysis_of_variance() -> None:
+    values = normal(3, 30, seed=5) + normal(3, 1, seed=6)
+    found = compare({"a": [*map(result, values)], "b": result(torch.zeros(30))}, reference="b")
+    rest = values - values.mean(0) - values.mean(1, keepdim=True) + values.mean()
+    cells = float(rest.square().sum()) / (2 * 29)
+    seeds = float(values.mean(1).var()) / 3 - cells / 90
+    assert found["a"].between_seeds == pytest.approx(math.sqrt(seeds))
+    assert found["a"].between_samples == pytest.approx(float(values.mean(0).std()) / math.sqrt(30))
+    parts = found["a"].between_seeds, found["a"].between_samples
+    assert found["a"].std_error == pytest.approx(math.hypot(*parts))
+    assert found["a"].degrees_of_freedom >= 2
+    assert "One training run of b" in found.notes[0]
+
+
+def test_seeds_that_have_all_the_say_leave_their_degrees_of_freedom() -> None:
+    spread = torch.tensor([-1.0, 0.0, 1.0])[:, None].expand(3, 10)
+    found = compare({"a": [*map(result, spread)], "b": result(torch.full((10,), -9.0))})
+    assert found["b"].degrees_of_freedom == pytest.approx(2)
+    assert found["b"].std_error == pytest.approx(1 / math.sqrt(3))
+
+
+def test_copies_of_a_sample_in_one_cluster_count_once() -> None:
+    a, b = normal(15, seed=7), normal(15, seed=8)
+    once = compare({"a": result(a), "b": result(b)}, reference="a")["b"]
+    copies = {name: result(v.repeat_interleave(4)) for name, v in (("a", a), ("b", b))}
+    labels = [f"patient {i}" for i in range(15) for _ in range(4)]
+    found = compare(copies, reference="a", clusters=labels)["b"]
+    assert found.std_error == pytest.approx(once.std_error)
+    assert (found.low, found.high) == pytest.approx((once.low, once.high))
+    assert compare(copies, reference="a")["b"].std_error < 0.6 * once.std_error
+
+
+# -- the Monte Carlo part --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound", [PathBound(4), ImportanceBound(16)], ids=["path", "importance"])
+@pytest.mark.parametrize("seed", [0, 1], ids=["common noise", "own noise"])
+def test_the_monte_carlo_error_of_a_difference_is_its_spread_over_noise(
+    bound: PathBound | ImportanceBound, seed: int
+) -> None:
+    """1500 copies of a sample: what differs is noise alone.
+
+    A variance of them is known to √(κ/1500), the kurtosis κ of differences of bounds being below
+    25: 13 %.  4 standard errors on the spread, a quarter, and the delta method's own error.
+    """
+    x = TRUE.sample(1, seed=1).expand(1500, 2)
+    a = bound.estimate(chain(TRUE), x, seed=0, batch_size=24_000)
+    b = bound.estimate(chain(WIDE), x, seed=seed, batch_size=24_000)
+    found = compare({"a": a, "b": b}, reference="a")["b"]
+    assert found.monte_carlo == pytest.approx(found.std_error, rel=0.25)
+    if seed == 0:
+        assert found.variance_reduction > 10
+    else:
+        assert found.variance_reduction == pytest.approx(1, rel=0.25)
+
+
+def test_repeats_tell_the_monte_carlo_error_of_an_estimator_without_draws() -> None:
+    """As above: 1500 copies, two evaluations each."""
+    x = TRUE.sample(1, seed=1).expand(1500, 2)
+    models, bound = {"a": chain(TRUE), "b": chain(WIDE)}, TermwiseBound(16)
+    found = compare_models(models, x, bound, repeats=2, reference="a", batch_size=24_000)
+    assert found["b"].monte_carlo == pytest.approx(found["b"].std_error, rel=0.25)
+    assert found["b"].variance_reduction > 10
+    assert found.models["a"].calls == 32
+    once = compare_models(models, x[:9], bound, reference="a")
+    assert math.isnan(once["b"].monte_carlo) and "repeats=2" in once.notes[-1]
+
+
+def test_without_draws_the_noise_is_independent_only_where_that_is_said() -> None:
+    pair = {"a": result(normal(8), 0.3), "b": result(normal(8, seed=1), 0.4)}
+    independent = 0.5 / math.sqrt(8)
+    said = compare(pair, common_noise=False).differences[0]
+    assert said.monte_carlo == pytest.approx(independent) == said.independent
+    assert said.variance_reduction == pytest.approx(1)
+    for common in (True, None):
+        found = compare(pair, common_noise=common).differences[0]
+        assert math.isnan(found.monte_carlo)
+        assert found.std_error == said.std_error
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_a_comparison_does_not_depend_on_the_batch_size(size: int) -> None:
+    x, models = TRUE.sample(5, seed=1), {"a": chain(TRUE, 3), "b": chain(WIDE, 3)}
+    whole = compare_models(models, x, PathBound(3), reference="a")["b"]
+    found = compare_models(models, x, PathBound(3), reference="a", batch_size=size)["b"]
+    torch.testing.assert_close(found.per_sample, whole.per_sample)
+    other = compare_models(models, x, PathBound(3), reference="a", seed=1)["b"]
+    assert not torch.equal(other.per_sample, whole.per_sample)
+
+
+def test_models_take_contexts_and_several_seeds_and_an_estimator_each() -> None:
+    def model(seed: int) -> ReverseChain:
+        torch.manual_seed(seed)
+        network = ResidualMLP((2,), width=8, blocks=1, context_size=1).double()
+        return ReverseChain(
+            NoiseDenoiser(network), ForwardChain(LogSNRSchedule(4.0, -6.0), 3), (2,)
+        )
+
+    x, context = TRUE.sample(6, seed=1), normal(6, 1)
+    models = {"a": [model(0), model(1)], "b": model(2)}
+    bounds = {"a": PathBound(2), "b": PathBound(2)}
+    found = compare_models(models, x, bounds, context=context, reference="b")
+    assert found.models["a"].seeds == 2
+    value = PathBound(2).estimate(models["b"], x, context=context).mean().value
+    assert found.models["b"].value == pytest.approx(value)
+    with pytest.raises(ValueError, match=r"an estimator for every model; got none for \['b'\]"):
+        compare_models(models, x, {"a": PathBound(2)}, context=context)
+    with pytest.raises(ValueError, match="at least one model of 'a'"):
+        compare_models({"a": [], "b": model(2)}, x, PathBound(2), context=context)
+    with pytest.raises(ValueError, match="Expected repeats to be an integer >= 1; got 0"):
+        compare_models(models, x, PathBound(2), context=context, repeats=0)
+
+
+# -- the verdict -----------------------------------------------------------------------------------
+
+
+def status(a: LogLikelihood, b: LogLikelihood) -> str:
+    return compare({"a": a, "b": b}, reference="b")["a"].status
+
+
+def test_only_a_lower_bound_above_an_upper_bound_decides() -> None:
+    high, low = normal(50, seed=1), normal(50, seed=1) - 1 + 0.01 * normal(50, seed=2)
+    assert status(result(high, kind="lower bound"), result(low, kind="upper bound")) == "decided"
+    assert status(result(low, kind="upper bound"), result(high, kind="lower bound")) == "decided"
+    assert (
+        status(result(high, kind="lower bound"), result(low, kind="lower bound")) == "not decided"
+    )
+    assert (
+        status(result(high, kind="upper bound"), result(low, kind="upper bound")) == "not decided"
+    )
+    assert status(result(high), result(low)) == "likely"
+    assert status(result(high, kind="lower bound"), result(low)) == "likely"
+    assert status(result(high), result(low, kind="lower bound")) == "not decided"
+    assert status(result(high), result(high + 0.01 * normal(50, seed=3))) == "not decided"
+
+
+def test_a_verdict_says_what_it_rests_on() -> None:
+    pair = {"vlb": result(normal(50), kind="lower bound"), "b": result(normal(50) - 1)}
+    line = compare(pair).verdicts[0]
+    assert line.startswith("b below vlb by 1 ± ") and "nats per sample (-1 to -1)" in line
+    assert "likely: vlb has the higher log p than b: as far as the estimates have no bias" in line
+    bounds = {name: replace(each, kind="lower bound") for name, each in pair.items()}
+    assert "may be one of looseness" in compare(bounds).verdicts[0]
+    equal = {"a": result(normal(9)), "b": result(normal(9, seed=1))}
+    assert "differ by no more than the error" in compare(equal).verdicts[0]
+
+
+def test_the_trend_in_K_estimates_what_a_bound_lacks() -> None:
+    """log w ~ N(−s²/2, s²) has log E w = 0, which the bounds of K = 16 lack 0.3 s² of or less.
+
+    To a fifth: the mean gap is known to 2 % from 4000 samples, and the rest is extrapolation.
+    """
+    log_w = 0.7 * normal(4000, 16) - 0.245
+    bound = weighted(log_w)
+    found = compare({"a": bound, "b": result(torch.full((4000,), -9.0))})
+    assert found.models["a"].gap == pytest.approx(-float(bound.value.mean()), rel=0.2)
+    path = replace(bound, value=log_w.mean(1), std_error=log_w.std(1) / 4)
+    found = compare({"a": path, "b": result(torch.full((4000,), -9.0))})
+    assert found.models["a"].gap == pytest.approx(-float(path.value.mean()), rel=0.05)
+
+
+def test_a_difference_beyond_what_the_looser_bound_lacks_is_likely() -> None:
+    """Gaps of (e^{s²} − 1)/2K = 0.02 and an error of 0.004 (K = 16, s = 0.7)."""
+    log_w = 0.7 * normal(2, 4000, 16) - 0.245
+    better = weighted(log_w[0])
+    assert status(better, weighted(log_w[1] - 0.2)) == "likely"
+    assert status(better, weighted(log_w[1] - 0.015)) == "not decided"
+    # as tight, but its weights are gone: nothing is known of its gap
+    assert status(better, replace(weighted(log_w[1] - 0.2), log_weights=None)) == "not decided"
+
+
+def test_a_bound_that_does_not_converge_tells_nothing_of_log_p() -> None:
+    """Weights with sd of 12 nats: every doubling of K gains about as much as the one before.
+
+    The bounds are 53 nats below log p = 0; the trend alone would say 19.
+    """
+    loose = weighted(12 * normal(500, 16) - 72)
+    better = result(torch.full((500,), -20.0), kind="lower bound")
+    found = compare({"a": better, "b": loose}, reference="b")
+    assert math.isnan(found.models["b"].gap) and found["a"].status == "not decided"
+
+
+def test_a_posterior_path_is_no_draw_of_the_noise() -> None:
+    model = chain(TRUE, 3)
+    sandwich = SandwichBound(8).estimate(model, 6)
+    found = compare({"upper": sandwich.upper, "lower": sandwich.lower}, reference="lower")
+    assert math.isnan(found["upper"].monte_carlo) and math.isnan(found.models["upper"].gap)
+
+
+# -- input and output ------------------------------------------------------------------------------
+
+
+def test_what_is_not_of_the_same_samples_is_refused() -> None:
+    a, b = result(normal(5)), result(normal(5, seed=1))
+    with pytest.raises(ValueError, match=r"same samples; got numbers: \[4, 5\]"):
+        compare({"a": a, "b": result(normal(4))})
+    with pytest.raises(ValueError, match=r"same samples; got dimensions: \[2, 3\]"):
+        compare({"a": a, "b": replace(b, dimensions=3)})
+    with pytest.raises(ValueError, match="at least two models; got 1"):
+        compare({"a": a})
+    with pytest.raises(ValueError, match="at least one result of 'b'; got none"):
+        compare({"a": a, "b": []})
+    with pytest.raises(ValueError, match="'b' to be of one kind; got"):
+        compare({"a": a, "b": [b, replace(b, kind="lower bound")]})
+    with pytest.raises(ValueError, match="Expected finite values; got 1 of 'b'"):
+        compare(
+            {
+                "a": a,
+                "b": replace(b, value=b.value.clone().index_fill_(0, torch.tensor([2]), torch.nan)),
+            }
+        )
+    with pytest.raises(ValueError, match=r"a reference among \['a', 'b'\]; got 'c'"):
+        compare({"a": a, "b": b}, reference="c")
+    with pytest.raises(ValueError, match="Expected 5 clusters, one per sample; got 2"):
+        compare({"a": a, "b": b}, clusters=[0, 1])
+    with pytest.raises(ValueError, match="a level between 0 and 1; got 1"):
+        compare({"a": a, "b": b}, level=1.0)
+
+
+def test_files_tell_of_their_data_and_noise(tmp_path) -> None:
+    pair = {name: result(normal(8, seed=seed), 0.3) for seed, name in enumerate("ab")}
+
+    def saved(name: str, **attributes: object) -> str:
+        path = tmp_path / f"{name}.nc"
+        pair[name].save(path, **attributes)
+        return str(path)
+
+    a = saved("a", data="moons", split="test", seed=0)
+    with pytest.raises(ValueError, match=r"same samples; got data: \['blobs', 'moons'\]"):
+        compare({"a": a, "b": saved("b", data="blobs", split="test", seed=0)})
+    with pytest.raises(ValueError, match=r"same samples; got split: \['test', 'train'\]"):
+        compare({"a": a, "b": saved("b", data="moons", split="train", seed=0)})
+    a = saved("a", samples_checksum="12", seed=0)
+    with pytest.raises(ValueError, match=r"got samples_checksum: \['12', '34'\]"):
+        compare({"a": a, "b": saved("b", samples_checksum="34", seed=0)})
+    own = compare({"a": a, "b": saved("b", samples_checksum="12", seed=1)}).differences[0]
+    assert own.monte_carlo == pytest.approx(0.3 / 2)
+    same = compare({"a": a, "b": saved("b", samples_checksum="12", seed=0)}).differences[0]
+    assert math.isnan(same.monte_carlo)
+    with pytest.raises(FileNotFoundError, match="Expected a file"):
+        compare({"a": a, "b": tmp_path / "nothing.nc"})
+
+
+def test_the_best_model_is_the_reference_and_comes_first() -> None:
+    found = compare(
+        {name: result(normal(9) + shift) for name, shift in zip("abc", (0, 2, 1), strict=True)}
+    )
+    assert found.reference == "b" and list(found.models) == ["b", "c", "a"]
+    assert [each.model for each in found.differences] == ["c", "a"]
+    assert found["a"].value == pytest.approx(-2)
+    with pytest.raises(KeyError, match=r"Expected one of \['c', 'a'\]; got 'b'"):
+        found["b"]
+
+
+def test_one_sample_has_no_error() -> None:
+    found = compare({"a": result(torch.ones(1)), "b": result(torch.zeros(1))})["b"]
+    assert found.value == -1 and math.isnan(found.std_error) and math.isnan(found.low)
+    assert found.status == "not decided"
+
+
+def test_exports_hold_the_same_figures() -> None:
+    found = compare({"a": result(normal(9)), "b[x]": result(normal(9, seed=1))}, reference="a")
+    held = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert held["reference"] == "a" and held["differences"]["b[x]"]["between_seeds"] is None
+    assert held["differences"]["b[x]"]["value"] == found["b[x]"].value
+    frame = found.to_frame()
+    assert list(frame.index) == list(found.models)
+    assert frame.loc["b[x]", "difference_value"] == found["b[x]"].value
+    assert math.isnan(frame.loc["a", "difference_value"])
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(found)
+    text = console.export_text()
+    assert "b[x]" in text and f"{found['b[x]'].value:+.3f}" in text
+    assert found.verdicts[0] in str(found)
+
+
+# -- stacking --------------------------------------------------------------------------------------
+
+
+def test_stacking_weights_are_those_of_the_mixture_that_made_the_data() -> None:
+    """Data of 0.3 a + 0.7 b: the weight's error is below 0.02 (5000 samples, 4 allowed)."""
+    a = Gaussian(torch.zeros(1), torch.eye(1))
+    b = Gaussian(torch.full((1,), 3.0), torch.eye(1))
+    x = torch.cat([a.sample(1500, seed=0), b.sample(3500, seed=1)])
+    weights = stacking_weights({"a": result(a.log_prob(x)), "b": b.log_prob(x)})
+    assert weights["a"] == pytest.approx(0.3, abs=0.03)
+    assert sum(weights.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("offset", [0.0, -2000.0, 5000.0])
+def test_stacking_does_not_underflow(offset: float) -> None:
+    a = normal(200) + offset
+    weights = stacking_weights({"a": a, "b": a - 3, "c": a - 5 + 0.1 * normal(200, seed=1)})
+    assert weights["a"] == pytest.approx(1, abs=1e-6)
+    mixed = stacking_weights({"a": a, "b": a + normal(200, seed=2)})
+    assert mixed == pytest.approx(stacking_weights({"a": a - offset, "b": mixed_b(offset, a)}))
+
+
+def mixed_b(offset: float, a: Tensor) -> Tensor:
+    return a - offset + normal(200, seed=2)
+
+
+def test_stacking_satisfies_the_conditions_of_the_maximum() -> None:
+    log_p = 2 * normal(300, 4, seed=3) - 2000
+    found = stacking_weights(dict(zip("abcd", log_p.unbind(1), strict=True)))
+    weights = torch.tensor(list(found.values()), dtype=F64)
+    p = (log_p - log_p.amax(1, keepdim=True)).exp()
+    gradient = (p / (p @ weights)[:, None]).mean(0)
+    assert float(gradient.max()) < 1 + 1e-6
+    assert float(((gradient - 1) * weights).abs().max()) < 1e-6
+
+
+def test_stacking_refuses_what_has_no_weights() -> None:
+    a = normal(3)
+    with pytest.raises(ValueError, match=r"one N for all; got \[\(2,\), \(3,\)\]"):
+        stacking_weights({"a": a, "b": a[:2]})
+    with pytest.raises(ValueError, match="got NaN or infinity"):
+        stacking_weights({"a": a, "b": a * torch.nan})
+    with pytest.raises(ValueError, match="a density under some model"):
+        stacking_weights({"a": a - torch.inf, "b": a - torch.inf})
+    assert stacking_weights({"a": a})["a"] == 1
+    never = a - torch.tensor([torch.inf, 0.0, 0.0])
+    assert stacking_weights({"a": a, "b": never - 1})["a"] == pytest.approx(1, abs=1e-6)

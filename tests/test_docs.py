@@ -1,0 +1,82 @@
+"""The guide and the README say what is so: their snippets run and their commands parse.
+
+Nothing is random beyond fixed seeds.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyrodiff import likelihood
+from pyrodiff.cli import _settings, _underscored, make_parser
+from pyrodiff.likelihood import Estimator, SandwichBound
+from pyrodiff.settings import ESTIMATORS, EvaluationSettings
+
+ROOT = Path(__file__).parents[1]
+PAGES = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "docs/which_number.md")}
+GUIDE = PAGES["docs/which_number.md"]
+FIT = ("range(500)", "range(2)")  # a training of two steps will do here
+
+every_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES.keys())
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of all commands in blocks of shell and in tables that name a run or data."""
+    lines = "".join(blocks(page, "sh")).splitlines() + re.findall(r"`(pyrodiff [^`]+)`", page)
+    found = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("pyrodiff ")]
+    return [words for words in found if len(words) > 1 and not {"DATA", "--help"} & {*words}]
+
+
+@every_page
+def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, in one namespace, as somebody would paste them; assertions among them hold."""
+    monkeypatch.chdir(tmp_path)
+    found, names = blocks(page, "python"), dict[str, Any]()
+    assert len(found) > 1
+    for number, source in enumerate(found):
+        exec(compile(source.replace(*FIT), f"<block {number}>", "exec"), names)  # noqa: S102
+
+
+def test_training_in_the_readme_is_cut_short() -> None:
+    assert FIT[0] in PAGES["README.md"]
+
+
+@every_page
+def test_commands_parse(page: str) -> None:
+    found = commands(page)
+    assert len(found) >= 3
+    for words in found:
+        options = make_parser().parse_args([_underscored(word) for word in words])
+        if words[0] == "evaluate":
+            _settings(EvaluationSettings, options["evaluate"])  # options go with the estimator
+
+
+def test_every_estimator_is_on_the_page() -> None:
+    classes = [getattr(likelihood, name) for name in likelihood.__all__]
+    estimators = [c for c in classes if issubclass(c, Estimator) and c is not Estimator]
+    assert len(estimators) > 5
+    for estimator in [*estimators, SandwichBound]:
+        assert GUIDE.count(f"`{estimator.__name__}") >= 2, estimator.__name__
+    for name in ESTIMATORS.keys() - {"termwise"}:
+        assert f"--estimator {name}" in GUIDE
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    """Files that are there, and headings of the page itself."""
+    titles = re.findall(r"^#+ (.*)$", PAGES[name], re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[name]):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif not target.startswith("http"):
+            assert (ROOT / name).parent.joinpath(target).exists(), target
