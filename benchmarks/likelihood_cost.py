@@ -297,7 +297,7 @@ def tables(result: dict) -> list[Table]:
     for row in result.get("batches", []):
         worst = max(row["difference"].values())
         view.add_row(row["estimator"], f"{worst:.1e}", f"{row['relative']:.1e}")
-    return [*views, view]
+    return [view for view in (*views, view) if view.row_count]
 
 
 def main() -> None:

@@ -100,7 +100,8 @@ def evaluate_split(
     """
     x_0, context = _samples(dataset, settings.split, settings.limit)
     parts = _Parts(folder / "evaluation" / f"{settings.split}-{settings.estimator}")
-    parts.prepare(_record(folder, dataset, settings, x_0, context), resume)
+    record = _record(folder, dataset, settings, x_0, context)
+    parts.prepare(record, resume)
     with Counter(dataset, quiet) as counter:
         estimator = make_estimator(settings, _learned(folder, parts, dataset, settings, counter))
         step = estimator.samples_per_batch(settings.batch_size)
@@ -121,7 +122,8 @@ def evaluate_split(
                 counter.show(results)
     whole = LogLikelihood.concatenate([results[number] for number in batches])
     result = whole + dataset.log_density_offset()
-    attributes = {"data": dataset.name, "split": settings.split, "seed": settings.seed}
+    kept = ("data", "split", "seed", "samples_checksum", "model_checksum")
+    attributes = {name: record[name] for name in kept}
     result.save(folder / "evaluation.nc", **attributes)
     parts.remove()
     return result

@@ -548,14 +548,18 @@ def test_nonsense_pilot_leaves_the_expectation() -> None:
 
 def test_pilot_of_another_model_is_refused() -> None:
     bound, x_0 = TermwiseBound(8, pilot=pilot_of()), law(3)[0][:2]
-    with pytest.raises(ValueError, match=r"pilot of this model \(5 steps, events of.*; got one of 12"):
+    with pytest.raises(ValueError, match=r"this model \(5 steps, events of.*; got one of 12"):
         bound.estimate(affine_chain(5), x_0)
-    with pytest.raises(ValueError, match="12 steps, 6 dimensions.*; got one of 12 steps and 3 dim"):
+    with pytest.raises(ValueError, match=r"shape \(6,\)\); got one of 12 steps and 3 dim"):
         bound.estimate(affine_chain(size=6), law(6)[0][:2])
     forward = ForwardChain(LogSNRSchedule(5.0, -4.0), STEPS)
     other = ReverseChain(affine_chain().denoiser, forward, (3,))
-    with pytest.raises(ValueError, match="3 dimensions, with other log-SNRs"):
+    with pytest.raises(ValueError, match="3 dimensions, no images, with other log-SNRs"):
         bound.estimate(other, x_0)
+    wide = Pilot.run(affine_chain(size=9), law(9)[0][:50], calls=2000)
+    image = ReverseChain(affine_chain(size=9).denoiser, affine_chain().forward_chain, (1, 3, 3))
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 3\)\); got .* 9 dimensions, no images"):
+        TermwiseBound(8, pilot=wide).estimate(image, torch.zeros(2, 1, 3, 3, dtype=F64))
 
 
 def test_pilot_needs_data_and_calls() -> None:

@@ -29,6 +29,17 @@ _RENAMED = {"value": "log_likelihood", "terms": "term"}
 _SCALARS = ("kind", "dimensions", "estimator", "shared_calls")
 
 
+def _fitted_k(log_weights: Any) -> Any:
+    """k̂ of each row, by either generation of ArviZ."""
+    import arviz
+
+    if hasattr(arviz, "psislw"):
+        return arviz.psislw(log_weights)[1]
+    from arviz_stats.base import array_stats
+
+    return array_stats.psislw(log_weights, axis=-1)[1]
+
+
 class Mean(NamedTuple):
     """A mean over samples and the two sources of its error, as standard errors.
 
@@ -133,14 +144,12 @@ class LogLikelihood:
             return None
         if self.log_weights.shape[1] < 25:
             return torch.full_like(self.value, torch.nan)
-        import arviz
-
         # equal or vanishing weights have no tail to fit
         log_w = self.log_weights.double()
         varied = (log_w.amax(1) - log_w.amin(1)) > 0
         result = torch.full_like(self.value, torch.nan)
         if bool(varied.any()):
-            result[varied] = torch.as_tensor(arviz.psislw(log_w[varied].numpy())[1])
+            result[varied] = torch.as_tensor(_fitted_k(log_w[varied].numpy()))
         return result
 
     @property
