@@ -230,3 +230,15 @@ def test_terms_of_different_timesteps_are_left_out() -> None:
     assert "term" not in held_out and "timestep" not in held_out.coords
     both = group(to_inference_data(mixed), "held_out").attrs["estimator"]
     assert both == f"{mixed[0].estimator}; {mixed[1].estimator}"
+
+
+@pytest.mark.parametrize("shape", [0.3, 0.9])
+def test_pareto_k_is_the_shape_of_the_largest_weights(shape: float) -> None:
+    """Of weights u^(−k) it is k: mean over 50 sets of 2000, whose own spread is about 0.1."""
+    uniform = torch.rand(50, 2000, dtype=F64, generator=torch.Generator().manual_seed(0))
+    log_w = -shape * uniform.log()
+    unknown = torch.full((50,), torch.nan, dtype=F64)
+    calls = torch.full((50,), 2000)
+    found = LogLikelihood(unknown, unknown, "lower bound", calls, 2, "made", log_weights=log_w)
+    assert found.pareto_k is not None
+    assert abs(float(found.pareto_k.mean()) - shape) < 0.1

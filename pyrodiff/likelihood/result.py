@@ -37,7 +37,7 @@ def _fitted_k(log_weights: Any) -> Any:
         return arviz.psislw(log_weights)[1]
     from arviz_stats.base import array_stats
 
-    return array_stats.psislw(log_weights, axis=-1)[1]
+    return array_stats.psislw(-log_weights, axis=-1)[1]  # it takes log-likelihoods
 
 
 class Mean(NamedTuple):
