@@ -17,7 +17,7 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,7 +99,7 @@ MODELS: dict[str, tuple[Callable[[int], Model], int]] = {
     "ResidualMLP, 4 blocks": (lambda steps: mlp(4, steps), 40),
     "ResidualMLP, 8 blocks": (lambda steps: mlp(8, steps), 24),
     "ResidualConvNet, digits": (lambda steps: images(None, steps), 20),
-    "UNet, digits": (lambda steps: images("unet", steps), 8),
+    "UNet, digits": (lambda steps: images("unet", steps), 4),
 }
 
 
@@ -189,18 +189,16 @@ def rate(name: str, label: str, estimator: Estimator, model: Model, count: int, 
     }
 
 
-def throughput(pairs: int, chosen: list[str], rows: list[dict]) -> list[dict]:
-    """Rows of the chosen models, after the stored ones of the others."""
-    rows = [row for row in rows if row["network"] not in chosen]
+def throughput(pairs: int, chosen: list[str], without: list[str]) -> Iterator[dict]:
     for name in chosen:
         make, num_steps = MODELS[name]
         model = make(num_steps)
         for label, (estimator, count) in estimators(model, num_steps).items():
-            row = rate(name, label, estimator, model, count, pairs)
-            figures = (row["rate"], row["rate_of_quietest"], row["ours_s"])
-            rich.print(f"[dim]{name:<24} {label:<22}", *(f"{v:.3f}" for v in figures))
-            rows.append(row | {"num_steps": num_steps})
-    return rows
+            if label not in without:
+                row = rate(name, label, estimator, model, count, pairs) | {"num_steps": num_steps}
+                figures = (row["rate"], row["rate_of_quietest"], row["ours_s"])
+                rich.print(f"[dim]{name:<24} {label:<22}", *(f"{v:.3f}" for v in figures))
+                yield row
 
 
 def memory_model(network: str, num_steps: int) -> ReverseChain:
@@ -237,20 +235,18 @@ def memory_case(estimator: str, network: str, samples: int, num_steps: int) -> d
     }
 
 
-def memory() -> list[dict]:
-    rows = []
+def memory() -> Iterator[dict]:
     for case in MEMORY_CASES:
         command = [sys.executable, __file__, "--case", *map(str, case)]
         found = subprocess.run(command, check=True, capture_output=True, text=True)
         row = json.loads(found.stdout.splitlines()[-1])
         rich.print(f"[dim]{case} {row['before_gib']:.3f} {row['peak_gib']:.3f} GiB[/]")
-        rows.append(row | {"met": row["peak_gib"] < MOST_MEMORY})
-    return rows
+        yield row | {"met": row["peak_gib"] < MOST_MEMORY}
 
 
-def batches(samples: int = 6, num_steps: int = 50, sizes: tuple[int, ...] = (1, 7, 64)) -> list:
+def batches(samples: int = 6, num_steps: int = 50) -> Iterator[dict]:
     """Values by batch size, and the largest difference from those of the largest size."""
-    model, rows = images(None, num_steps), []
+    model, sizes = images(None, num_steps), (1, 7, 64)
     model = replace(model, x=model.x[:samples])
     chosen = estimators(model, num_steps) | {"ImportanceBound(8)": (ImportanceBound(8), 0)}
     del chosen["ImportanceBound(32)"]
@@ -262,15 +258,26 @@ def batches(samples: int = 6, num_steps: int = 50, sizes: tuple[int, ...] = (1, 
         last = values[sizes[-1]]
         worst = {size: float((value - last).abs().max()) for size, value in values.items()}
         rich.print(f"[dim]{label:<22} {worst}[/]")
-        rows.append(
-            {
-                "estimator": label,
-                "values": {size: value.tolist() for size, value in values.items()},
-                "difference": worst,
-                "relative": max(worst.values()) / float(last.abs().mean()),
-            }
-        )
-    return rows
+        yield {
+            "estimator": label,
+            "values": {size: value.tolist() for size, value in values.items()},
+            "difference": worst,
+            "relative": max(worst.values()) / float(last.abs().mean()),
+        }
+
+
+def keep(path: Path, part: str, row: dict) -> dict:
+    """Put a row in the place of the stored one of the same case; returns all that is stored."""
+    result = json.loads(path.read_text()) if path.exists() else {}
+    stamp = {"command": " ".join(["python", *sys.argv]), "environment": environment()}
+
+    def case(row: dict) -> list:
+        return [row.get(name) for name in ("network", "estimator", "samples", "num_steps")]
+
+    others = [old for old in result.get(part, []) if case(old) != case(row)]
+    result[part] = [*others, row | {"run": stamp}]
+    write(path, result)
+    return result
 
 
 def tables(result: dict) -> list[Table]:
@@ -308,6 +315,7 @@ def main() -> None:
         "--parts", nargs="+", choices=parts, default=parts, help="others stay as stored"
     )
     parser.add_argument("--networks", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--without", nargs="+", default=[], help="estimators not to time")
     results = Path(__file__).parent / "results"
     parser.add_argument("--output", type=Path, default=results / "likelihood-cost.json")
     parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
@@ -317,19 +325,15 @@ def main() -> None:
         print(json.dumps(memory_case(estimator, network, int(samples), int(num_steps))))
         return
     torch.set_num_threads(1)
-    result = json.loads(options.output.read_text()) if options.output.exists() else {}
-    measure = {
-        "throughput": lambda: throughput(
-            options.pairs, options.networks, result.get("throughput", [])
-        ),
+    rows = {
+        "throughput": lambda: throughput(options.pairs, options.networks, options.without),
         "memory": memory,
         "batches": batches,
     }
+    result: dict = {}
     for part in options.parts:
-        result[part] = measure[part]()
-        stamp = {"command": " ".join(["python", *sys.argv]), "environment": environment()}
-        result.setdefault("runs", []).append(stamp)
-        write(options.output, result)
+        for row in rows[part]():
+            result = keep(options.output, part, row)
     console = Console()
     console.width = max(console.width, 120)
     for view in tables(result):
