@@ -9,7 +9,7 @@ PROJECT := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format type bench clean
+.PHONY: demo test lint format type docs bench clean
 
 # The fit takes its threads from the machine: one thread is for tests of small networks.
 demo: $(VENV)/.core
@@ -28,6 +28,10 @@ format: $(VENV)/.dev
 
 type: $(VENV)/.dev
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "The site is in build/site: $(BIN)/python -m http.server -d build/site"
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/steps.py
@@ -55,4 +59,8 @@ $(VENV)/.test: $(PROJECT) $(VENV)/.core
 
 $(VENV)/.dev: $(PROJECT) $(VENV)/.core
 	$(PIP) -e ".[dev]"
+	touch $@
+
+$(VENV)/.docs: $(PROJECT) $(VENV)/.core
+	$(PIP) -e ".[docs]"
 	touch $@

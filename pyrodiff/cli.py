@@ -1,4 +1,4 @@
-"""The command line: ``pyrodiff fit DATA``, ``pyrodiff evaluate RUN``, ``pyrodiff sample RUN``.
+"""The command line: ``pyrodiff fit DATA``, ``evaluate RUN``, ``sample RUN``, ``compare RUN RUN …``.
 
 Parsing imports neither torch nor Pyro, so that help and mistakes are answered at once; what a
 command needs is imported when it runs (``pyrodiff.runs``).
@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 import pyrodiff
-from pyrodiff.settings import EvaluationSettings, FitSettings
+from pyrodiff.settings import ComparisonSettings, EvaluationSettings, FitSettings
 
 __all__ = ["main", "make_parser"]
 
@@ -29,6 +29,12 @@ def _fit_parser() -> ArgumentParser:
     parser.add_argument("--context", type=str | None, help="What to condition on: label (digits).")
     parser.add_argument("--key", type=str | None, help="The array of an .npz file with several.")
     parser.add_argument("--levels", type=int | None, help="Treat the data as integers 0 … N-1.")
+    parser.add_argument(
+        "--data_seed",
+        type=int | None,
+        help="Of the split, and of data that are drawn (--seed). Runs that are to be compared need "
+        "the same.",
+    )
     parser.add_class_arguments(FitSettings)
     parser.add_argument("--resume", action="store_true", help="Go on from the last checkpoint.")
     parser.add_argument("--overwrite", action="store_true", help="Replace a run that is there.")
@@ -62,6 +68,29 @@ def _sample_parser() -> ArgumentParser:
     return parser
 
 
+def _compare_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Compare the models of runs on the same samples with the same noise. Runs that "
+        "differ in their training seed alone count as one model."
+    )
+    parser.add_argument("runs", type=str, nargs="+", help="The runs' folders.")
+    parser.add_class_arguments(EvaluationSettings)
+    parser.add_class_arguments(ComparisonSettings, skip={"saved"})
+    parser.add_argument(
+        "--saved",
+        action="store_true",
+        help="Compare the evaluations that the runs hold, and make none.",
+    )
+    parser.add_argument(
+        "--output",
+        type=str,
+        default="comparison.html",
+        help="The report; figures and per-sample values go to a folder of its name beside it.",
+    )
+    parser.add_argument("--quiet", action="store_true", help="No progress bar.")
+    return parser
+
+
 def make_parser() -> ArgumentParser:
     """The parser of all commands."""
     parser = ArgumentParser(
@@ -73,6 +102,7 @@ def make_parser() -> ArgumentParser:
     commands.add_subcommand("fit", _fit_parser())
     commands.add_subcommand("evaluate", _evaluate_parser())
     commands.add_subcommand("sample", _sample_parser())
+    commands.add_subcommand("compare", _compare_parser())
     return parser
 
 
@@ -100,11 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(options.command, options[options.command])
     except (ValueError, OSError, ImportError) as error:
         print(f"pyrodiff {options.command}: error: {error}", file=sys.stderr)
-        if isinstance(error, ChildProcessError):
+        if isinstance(error, ChildProcessError) and options.command != "compare":
             print("What is finished is kept: --resume goes on with it.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = "" if options.command == "sample" else "; --resume goes on with what is finished"
+        resumes = options.command in ("fit", "evaluate")
+        kept = "; --resume goes on with what is finished" if resumes else ""
         print(f"pyrodiff {options.command}: interrupted{kept}", file=sys.stderr)
         return 130
     return 0
@@ -121,6 +152,13 @@ def _run(command: str, values: Any) -> None:
         from pyrodiff import runs
 
         runs.evaluate(**values.as_dict())
+    elif command == "compare":
+        evaluation = _settings(EvaluationSettings, values)
+        comparison = _settings(ComparisonSettings, values)
+        comparison.check(len(values.runs), evaluation)
+        from pyrodiff.run_comparison import compare
+
+        compare(values.runs, evaluation, comparison, values.output, values.quiet)
     else:
         from pyrodiff import runs
 
@@ -128,7 +166,10 @@ def _run(command: str, values: Any) -> None:
 
 
 def _others(values: Namespace) -> dict[str, Any]:
-    names = ("data", "output", "context", "key", "levels", "resume", "overwrite", "quiet")
+    names = (
+        *("data", "output", "context", "key", "levels", "data_seed"),
+        *("resume", "overwrite", "quiet"),
+    )
     return {name: values[name] for name in names}
 
 

@@ -29,7 +29,7 @@ from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.reports import print_evaluation
 from pyrodiff.settings import EvaluationSettings, FitSettings, check_unchanged, recipe
 
-__all__ = ["evaluate", "fit", "sample"]
+__all__ = ["evaluate", "fit", "own_data", "read_run", "sample"]
 
 
 def fit(
@@ -42,6 +42,8 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
+    *,
+    data_seed: int | None = None,
 ) -> Path:
     """Train a model, evaluate it on the test split, draw samples; returns the run's folder.
 
@@ -53,13 +55,16 @@ def fit(
         resume: go on from the last checkpoint, where there is one.
         overwrite: replace a run that is there.
         quiet: show no progress.
+        data_seed: of the split, and of data that are drawn; default the settings' seed.  Runs that
+            differ in their training seed can be compared where this is the same.
 
     Raises:
         ValueError: bad settings or data, or a run that is there already (``FileExistsError``).
     """
     from pyrodiff import recipes, training
 
-    source = {"source": data, "seed": settings.seed % 2**32, "context": context, "key": key}
+    split = settings.seed % 2**32 if data_seed is None else data_seed
+    source = {"source": data, "seed": split, "context": context, "key": key}
     dataset = _load(source | {"levels": levels})
     settings = recipe(settings, image=dataset.is_image, levels=dataset.levels)
     folder = Path(output) if output else Path("runs") / Path(data).name.split(".")[0]
@@ -125,14 +130,8 @@ def evaluate(
     )
     if processes < 1:
         raise ValueError(f"Expected processes >= 1; got {processes}.")
-    folder, config = Path(run), _read(run)
-    held = serialization.entry(config, "data")
-    dataset = _load(held if data is None else held | {"source": data})
-    if _describe(dataset) != {name: held[name] for name in _describe(dataset)}:
-        raise ValueError(
-            f"Expected the data that {folder} was fitted on, or data with the same transform; "
-            f"got {dataset!r} with another one."
-        )
+    folder, config = Path(run), read_run(run)
+    dataset = own_data(folder, serialization.entry(config, "data"), data)
     if estimator == "termwise" and evaluations is None and std_error is None:
         own = int(serialization.entry(config, "fit")["evaluations"])
         settings = replace(settings, evaluations=own)
@@ -161,7 +160,7 @@ def sample(
         ValueError: a label missing, superfluous or out of range.
         FileNotFoundError: no run there.
     """
-    folder, config = Path(run), _read(run)
+    folder, config = Path(run), read_run(run)
     held = serialization.entry(config, "data")
     reverse = load_model(folder)
     context = _one_hot(label, held, num_samples)
@@ -183,6 +182,17 @@ def _load(source: dict[str, Any]) -> DataSet:
     return datasets.load(options.pop("source"), **options)
 
 
+def own_data(folder: Path, held: dict[str, Any], data: str | None = None) -> DataSet:
+    """A run's data, or others with its transform."""
+    dataset = _load(held if data is None else held | {"source": data})
+    if _describe(dataset) != {name: held[name] for name in _describe(dataset)}:
+        raise ValueError(
+            f"Expected the data that {folder} was fitted on, or data with the same transform; "
+            f"got {dataset!r} with another one."
+        )
+    return dataset
+
+
 def _describe(dataset: DataSet) -> dict[str, Any]:
     """What must be kept of the data to read samples and judge likelihoods without them."""
     context = dataset.train_context
@@ -199,7 +209,8 @@ def _affine(held: dict[str, Any]) -> Affine:
     return Affine(shift, scale)
 
 
-def _read(run: str) -> dict[str, Any]:
+def read_run(run: str) -> dict[str, Any]:
+    """A run's configuration."""
     if not Path(run).is_dir():
         raise FileNotFoundError(f"Expected a run's folder; got {run!r}, which is none.")
     return serialization.read_config(Path(run) / "config.yaml")

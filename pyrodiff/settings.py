@@ -12,6 +12,7 @@ from typing import Any
 __all__ = [
     "CHOICES",
     "ESTIMATORS",
+    "ComparisonSettings",
     "EvaluationSettings",
     "FitSettings",
     "check_unchanged",
@@ -186,6 +187,54 @@ class EvaluationSettings:
         for name, low in least.items():
             if (value := getattr(self, name)) is not None and value < low:
                 raise ValueError(f"Expected {name} >= {low}; got {value}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """How runs are compared, beside what each one's evaluation depends on.
+
+    Args:
+        repeats: evaluations of every run with noise of their own, whose mean is taken; their
+            spread tells the Monte Carlo error of a difference where the estimator keeps no
+            weights.  Default 1 where it keeps several, else 2.
+        processes: workers that batches are shared out to.
+        saved: compare the evaluations that the runs hold, and make none.
+
+    Raises:
+        ValueError: a number out of range, an option of evaluations where none are made.
+    """
+
+    repeats: int | None = None
+    processes: int = 1
+    saved: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "processes"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"Expected {name} >= 1; got {value}.")
+
+    def check(self, runs: int, evaluation: EvaluationSettings) -> None:
+        """Raise ValueError for fewer than two runs, or for options without effect."""
+        if runs < 2:
+            raise ValueError(f"Expected at least two runs; got {runs}.")
+        given = self.to_dict() | evaluation.to_dict()
+        usual = ComparisonSettings(saved=self.saved).to_dict() | EvaluationSettings().to_dict()
+        changed = sorted(name for name in given if given[name] != usual[name])
+        if self.saved and changed:
+            raise ValueError(
+                f"Expected no options of evaluations with saved ones; got {', '.join(changed)}."
+            )
+
+    def count(self, evaluation: EvaluationSettings) -> int:
+        """Evaluations of every run."""
+        if self.repeats is not None:
+            return self.repeats
+        keeps = evaluation.estimator in ("path", "importance") and evaluation.particles != 1
+        return 1 if keeps else 2
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values."""

@@ -1,0 +1,172 @@
+"""What the site has beyond the pages in docs/: notebooks, the reference, formulas as MathML.
+
+Formulas are converted when the site is built, so that a page needs no script and no other host.
+"""
+
+import ast
+import html
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from markdown import Extension, Markdown
+from markdown.inlinepatterns import SimpleTextInlineProcessor
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File, Files
+
+import pyrodiff
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "pyrodiff"
+MATH = re.compile(r"<(span|div) class=\"arithmatex\">\\[(\[](.*?)\\[)\]]</\1>", re.DOTALL)
+DOLLARS = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$(?! )([^$]+?)(?<! )\$(?![\d$])", re.DOTALL)
+CELL, CODE = re.compile(r"<td.*?</td>", re.DOTALL), re.compile(r"<code>([^<]*)</code>")
+VERBATIM = re.compile(r"(<(pre|code|script|style|svg)\b.*?</\2>|<[^>]*>)", re.DOTALL)
+
+
+def modules() -> dict[str, str]:
+    """Page of the reference by the name of the module; a package's page comes first in its own."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py"), key=lambda p: (p.parent, p.stem != "__init__", p)):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        names = [part for part in parts if part != "__init__"]
+        if not any(name.startswith("_") for name in names):
+            last = "index" if parts[-1] == "__init__" else parts[-1]
+            page = "/".join(["reference", *parts[:-1], f"{last}.md"])
+            found[".".join(["pyrodiff", *names])] = page
+    return found
+
+
+def notebooks() -> dict[str, str]:
+    """Path of each notebook by its title."""
+    found = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        title = re.search(r"^# (.+)$", text, re.MULTILINE)
+        name = title[1] if title else path.stem
+        found[name.replace("`", "")] = path.relative_to(ROOT).as_posix()
+    return found
+
+
+def _reference() -> list[Any]:
+    """Modules as entries of the navigation, those of a package in a section of their own."""
+    entries: dict[str, Any] = {}
+    for name, page in modules().items():
+        if name == "pyrodiff":
+            continue
+        _, *above, last = name.split(".")
+        if above:
+            entries[above[0]].append({last: page})
+        else:
+            entries[last] = [page] if page.endswith("/index.md") else page
+    public = [{name: entries[name]} for name in sorted(entries) if name in dir(pyrodiff)]
+    rest = [{name: entries[name]} for name in sorted(entries) if name not in dir(pyrodiff)]
+    return [modules()["pyrodiff"], *public, {"Behind the scenes": rest}]
+
+
+def _page(name: str) -> str:
+    """A module; of a package, what it defines itself and links to what it passes on."""
+    path = PACKAGE.joinpath(*name.split(".")[1:], "__init__.py")
+    if not path.exists() or name == "pyrodiff":
+        return f"::: {name}\n"
+    tree = ast.parse(path.read_text("utf-8")).body
+    own = [node.name for node in tree if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    public = [found for found in own if not found.startswith("_")]
+    taken = {
+        alias.name: f"{node.module}.{alias.name}"
+        for node in tree
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(name)
+        for alias in node.names
+    }
+    module = importlib.import_module(name)
+    links = [
+        f"- [`{name}.{each}`][{taken[each]}]"
+        for each in module.__all__
+        if each in taken and callable(getattr(module, each))
+    ]
+    members = f"    options: {{members: {json.dumps(public) if public else 'false'}}}"
+    return "\n".join([f"::: {name}", members, "", "## Names", "", *links, ""])
+
+
+class NoUnderscores(Extension):
+    """Stars alone emphasise: the underscores here belong to formulas."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802  (Markdown's name)
+        md.inlinePatterns.register(SimpleTextInlineProcessor("(_+)"), "underscores", 65)
+
+
+def on_config(config: Any) -> Any:
+    config.markdown_extensions.append(NoUnderscores())
+    start, *rest = config.nav
+    found = [{title: path} for title, path in notebooks().items()]
+    tutorials = [{"Tutorials": found}] if found else []
+    config.nav = [start, *tutorials, *rest, {"Reference": _reference()}]
+    return config
+
+
+@event_priority(100)  # before the plugin that turns notebooks into pages
+def on_files(files: Files, config: Any) -> Files:
+    for path in notebooks().values():
+        files.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls))
+    for name, page in modules().items():
+        files.append(File.generated(config, page, content=_page(name)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Names of the library in the notes' tables become links into the reference."""
+    if page.file.src_uri != "notes_to_code.md":
+        return markdown
+    return re.sub(r"`(pyrodiff(?:\.\w+)+)`", lambda found: _link(found[1]), markdown)
+
+
+def _link(name: str) -> str:
+    target = name
+    for short in ("ForwardChain", "ReverseChain"):
+        target = target.replace(f"pyrodiff.{short}", f"pyrodiff.chains.{short}")
+    return f"[`{name}`][{_home(target)}]"
+
+
+def _home(name: str) -> str:
+    """The full name of what a package passes on: the reference has it where it is defined."""
+    module, _, last = name.rpartition(".")
+    found = getattr(importlib.import_module(module), last, None) if module in modules() else None
+    home = getattr(found, "__module__", module)
+    return f"{home}.{last}" if home.startswith("pyrodiff.") else name
+
+
+def mathml(tex: str, display: bool) -> str:
+    found = convert(html.unescape(tex).strip(), display="block" if display else "inline")
+    return re.sub(
+        r"(?<!<msu.>)(<mi>(?:log|exp)</mi>)(?=<m[isn])", r"\1<mspace width='0.17em'/>", found
+    )
+
+
+def on_page_content(content: str, page: Any, **_: Any) -> str:
+    content = MATH.sub(lambda found: mathml(found[2], found[1] == "div"), content)
+    if page.file.src_uri.endswith(".ipynb"):
+        content = _notebook(content)
+    return CELL.sub(lambda cell: CODE.sub(_breakable, cell[0]), content)
+
+
+def _breakable(code: re.Match[str]) -> str:
+    """Code in a cell may be broken after a dot, bracket or underscore, and never at a hyphen."""
+    text = re.sub(r"(?<=[\w)])([._=(]|::)(?=\w)", r"\1<wbr>", code[1])
+    text = re.sub(r"(?<!\S)--?\w[\w-]*", r'<span class="option">\g<0></span>', text)
+    return f"<code>{text}</code>"
+
+
+def _notebook(content: str) -> str:
+    """Formulas of a notebook's text; links to pages of docs/; no script from another host."""
+    content = re.sub(r"<script\b[^>]*>.*?</script>", "", content, flags=re.DOTALL)
+    content = re.sub(r'href="\.\./docs/([\w/]+)\.md', r'href="../../\1/', content)
+    content = re.sub(r'href="(?!https?:)([\w/]+)\.ipynb', r'href="../\1/', content)
+    pieces = VERBATIM.split(content)
+    text = pieces[::3]
+    rest = [pieces[i] for i in range(1, len(pieces), 3)]
+    done = [DOLLARS.sub(lambda f: mathml(f[1] or f[2], f[1] is not None), piece) for piece in text]
+    return "".join(piece for pair in zip(done, [*rest, ""], strict=True) for piece in pair)

@@ -1,0 +1,194 @@
+"""The page that tells of a comparison of runs: one file that can be sent.
+
+The page asks for nothing from elsewhere (its style and pictures are within it, and its policy
+forbids any request), runs no script, and can be printed or read on a telephone.  What comes from
+names is escaped.
+"""
+
+import base64
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+
+from pyrodiff import serialization
+from pyrodiff.comparison import Difference
+from pyrodiff.report_figures import Figure, draw_figures
+from pyrodiff.report_text import Report, Table, facts, reading, tables, words
+
+__all__ = ["write_report"]
+
+
+def write_report(report: Report, path: Path) -> Path:
+    """Write the page, and beside it the folder of figures and values; returns the page's path."""
+    figures, folder = draw_figures(report.comparison, report.first), path.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure in figures:
+        _write_bytes(folder / f"{figure.name}.png", figure.png)
+    for old in {"means", "differences", "terms", "ladder", "weights"} - {f.name for f in figures}:
+        (folder / f"{old}.png").unlink(missing_ok=True)
+    if not report.settings.saved:
+        _save_values(report, folder)
+    _write_bytes(path, _page(report, figures).encode())
+    return path
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    serialization.write_atomically(path, lambda name: name.write_bytes(content))
+
+
+def _save_values(report: Report, folder: Path) -> None:
+    """Every evaluation in a file of its own."""
+    for old in (folder / "values").glob("[0-9]*-*.nc"):
+        old.unlink()
+    held = {"data": report.dataset.name, "split": report.evaluation.split}
+    for number, (name, results) in enumerate(zip(report.names, report.results, strict=True), 1):
+        slug = re.sub(r"[^\w.-]+", "-", name)
+        for repeat, (result, seed) in enumerate(zip(results, report.noise, strict=True), 1):
+            part = f"-{repeat}" if len(results) > 1 else ""
+            own = held | {"seed": seed, "run": name}
+            result.save(folder / "values" / f"{number}-{slug}{part}.nc", **own)
+
+
+def _page(report: Report, figures: Sequence[Figure]) -> str:
+    found = report.comparison
+    names = " and ".join([", ".join(list(found.models)[:-1]), list(found.models)[-1]])
+    title = f"{names} on {report.dataset.name}"
+    return _PAGE.substitute(
+        title=html.escape(title),
+        style=_STYLE,
+        lead=html.escape(
+            f"{found.samples} held-out samples ({report.evaluation.split} split), the same for "
+            f"all models. Best by its mean: {found.reference}."
+        ),
+        verdicts="".join(_verdict(each, found.level) for each in found.differences),
+        tables="".join(map(_html_table, tables(report))),
+        notes="".join(f'<p class="note">{html.escape(note)}</p>' for note in found.notes),
+        figures="".join(map(_html_figure, figures)),
+        samples="".join(map(_html_figure, _samples(report))),
+        reading="".join(f"<p>{html.escape(line)}</p>" for line in reading(report)),
+        facts="".join(
+            f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
+            for key, value in facts(report)
+        ),
+    )
+
+
+def _verdict(found: Difference, level: float) -> str:
+    measured, verdict = (html.escape(line) for line in words(found, level))
+    kind = found.status.replace(" ", "-")
+    return (
+        f'<div class="verdict {html.escape(kind)}"><p>{measured}</p>'
+        f"<p><strong>log p:</strong> {verdict}</p></div>"
+    )
+
+
+def _html_table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in table.header)
+    rows = []
+    for first, *others in table.rows:
+        cells = "".join(
+            f'<td data-label="{html.escape(name)}">{html.escape(value)}</td>'
+            for name, value in zip(table.header[1:], others, strict=True)
+        )
+        rows.append(f'<tr><th scope="row">{html.escape(first)}</th>{cells}</tr>')
+    return (
+        f"<table><caption>{html.escape(table.title)}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _html_figure(figure: Figure) -> str:
+    source = base64.b64encode(figure.png).decode()
+    caption = html.escape(figure.caption)
+    return (
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{source}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _samples(report: Report) -> list[Figure]:
+    """What each model's first run drew when it was fitted, where it is there."""
+    figures = []
+    runs = {model.name: report.runs[model.runs[0]] for model in report.models}
+    for name in report.comparison.models:
+        path = Path(runs[name]) / "samples.png"
+        content = path.read_bytes() if path.is_file() else b""
+        if content.startswith(b"\x89PNG") and len(content) < _LARGEST:
+            figures.append(Figure("samples", f"Samples of {name}, as fit drew them.", content))
+    return figures
+
+
+_LARGEST = 4 << 20  # bytes of a picture that goes into the page
+
+
+_STYLE = """
+:root { color-scheme: light; --ink: #1b1f24; --soft: #59636e; --line: #d1d9e0; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 54rem; color: var(--ink);
+  background: #fff; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+.lead, figcaption, .note { color: var(--soft); }
+.note, figcaption { font-size: .9rem; }
+.verdict { border-left: .3rem solid #59636e; background: #f6f8fa; margin: .8rem 0;
+  padding: .6rem .9rem; }
+.verdict p { margin: .2rem 0; }
+.verdict.decided { border-color: #009e73; }
+.verdict.likely { border-color: #0072b2; }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0 1.5rem;
+  font-variant-numeric: tabular-nums; font-size: .92rem; }
+caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
+th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right;
+  overflow-wrap: normal; }
+td { white-space: nowrap; }
+th:first-child { text-align: left; overflow-wrap: anywhere; min-width: 6rem; }
+thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; }
+figure { margin: 1.5rem 0; max-width: 46rem; break-inside: avoid; }
+.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1rem; }
+.samples figure { margin: 0; }
+img { max-width: 100%; height: auto; display: block; }
+dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .3rem 1rem;
+  font-size: .92rem; }
+dt { color: var(--soft); max-width: 14rem; } dd { margin: 0; }
+@media (max-width: 40rem) {
+  table, tbody, tr, th, td, caption { display: block; }
+  thead { position: absolute; clip-path: inset(50%); height: 1px; width: 1px; overflow: hidden; }
+  tr { border-bottom: 1px solid var(--line); padding: .4rem 0; }
+  th, td { border: 0; padding: .1rem 0; }
+  td { display: flex; justify-content: space-between; gap: 1rem; }
+  td::before { content: attr(data-label); color: var(--soft); text-align: left; }
+  dl { display: block; } dd { margin-bottom: .5rem; }
+}
+@media print { body { max-width: none; padding: 0; font-size: 10pt; }
+  .verdict, tr, figure { break-inside: avoid; } }
+"""
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<h1>$title</h1>
+<p class="lead">$lead</p>
+$verdicts
+<h2>Numbers</h2>
+$tables
+$notes
+<h2>Figures</h2>
+$figures
+<div class="samples">$samples</div>
+<h2>How to read this</h2>
+$reading
+<h2>Where it comes from</h2>
+<dl>$facts</dl>
+</body>
+</html>
+""")

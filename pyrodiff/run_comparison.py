@@ -1,0 +1,155 @@
+"""Runs compared: evaluated with the same noise, reported in the terminal and as a page.
+
+The runs stay as they are.  Beside the report a folder of its name holds figures, and each run's
+values, as ``pyrodiff.comparison.compare`` reads them.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pyrodiff import serialization
+from pyrodiff.comparison import Comparison
+from pyrodiff.comparison import compare as compare_results
+from pyrodiff.comparison.comparing import compare_evaluated
+from pyrodiff.comparison.models import _evaluated as evaluated
+from pyrodiff.data import DataSet
+from pyrodiff.evaluation import evaluate_split
+from pyrodiff.likelihood import LogLikelihood
+from pyrodiff.report import write_report
+from pyrodiff.report_text import Report, print_comparison
+from pyrodiff.run_groups import check_same_data, group, unique_names
+from pyrodiff.runs import own_data, read_run
+from pyrodiff.settings import ComparisonSettings, EvaluationSettings
+from pyrodiff.streams import derived_seed
+
+__all__ = ["compare"]
+
+
+def compare(
+    runs: Sequence[str],
+    evaluation: EvaluationSettings | None = None,
+    settings: ComparisonSettings | None = None,
+    output: str = "comparison.html",
+    quiet: bool = False,
+) -> Comparison:
+    """Which run's model is better on the same samples; prints tables and writes a report.
+
+    All are evaluated with the same noise.  Runs that differ in their training seed alone are one
+    model, whose error holds the spread between them.
+
+    Args:
+        runs: the runs' folders.
+        evaluation: what ``evaluate`` takes; the number of ``evaluations`` is by default the least
+            of the runs' own settings.
+        settings: repeats, processes, and whether to compare saved evaluations instead.
+        output: the report, ``.html``.
+        quiet: show no progress.
+
+    Raises:
+        ValueError: runs of other data or units, a run twice, fewer than two models, options without
+            effect; what ``evaluate`` raises.
+        FileNotFoundError: no run there, or no evaluation in it (saved).
+    """
+    evaluation, settings = evaluation or EvaluationSettings(), settings or ComparisonSettings()
+    settings.check(len(runs), evaluation)
+    _check_output(Path(output))
+    configs = [read_run(run) for run in runs]
+    names, held = unique_names(runs), [serialization.entry(each, "data") for each in configs]
+    datasets = [own_data(Path(run), each) for run, each in zip(runs, held, strict=True)]
+    evaluation = _settled(evaluation, settings, runs, configs)
+    seeds = [each["seed"] for each in held]
+    check_same_data(names, datasets, seeds, evaluation.split, evaluation.limit)
+    models = group(names, configs)
+    if len(models) < 2:
+        raise ValueError(f"Expected at least two models; got training seeds of one, {models[0]}.")
+    noise = _noise_seeds(evaluation, settings)
+    if settings.saved:
+        every = [[LogLikelihood.load(Path(run) / "evaluation.nc")] for run in runs]
+        paths = {m.name: [Path(runs[i]) / "evaluation.nc" for i in m.runs] for m in models}
+        found = compare_results(paths)
+    else:
+        every = [
+            _repeated(Path(run), name, dataset, evaluation, noise, settings.processes, quiet)
+            for run, name, dataset in zip(runs, names, datasets, strict=True)
+        ]
+        results = {m.name: evaluated([every[i] for i in m.runs]) for m in models}
+        found = compare_evaluated(results, None, None, None, 0.95)
+    report = Report(
+        found, models, list(runs), names, every, datasets[0], evaluation, settings, noise
+    )
+    print_comparison(report)
+    written = write_report(report, Path(output))
+    print(f"report -> {written}; figures and values -> {written.with_suffix('')}/")
+    return found
+
+
+def _check_output(path: Path) -> None:
+    if path.suffix != ".html":
+        raise ValueError(f"Expected the name of a report to end in .html; got {path}.")
+    if (path.with_suffix("") / "config.yaml").exists():
+        raise ValueError(
+            f"Expected a name for the report whose folder is no run; got {path}, beside the run "
+            f"{path.with_suffix('')}."
+        )
+
+
+def _settled(
+    evaluation: EvaluationSettings,
+    settings: ComparisonSettings,
+    runs: Sequence[str],
+    configs: Sequence[dict[str, Any]],
+) -> EvaluationSettings:
+    """What is evaluated, the same for all runs."""
+    if settings.saved:
+        held = [_attributes(Path(run) / "evaluation.nc") for run in runs]
+        split, seed = held[0].get("split", "test"), int(held[0].get("seed", 0))
+        return replace(evaluation, split=split, seed=seed)
+    given = (evaluation.evaluations, evaluation.std_error)
+    if evaluation.estimator != "termwise" or given != (None, None):
+        return evaluation
+    own = (int(serialization.entry(config, "fit")["evaluations"]) for config in configs)
+    return replace(evaluation, evaluations=min(own))
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    import xarray
+
+    LogLikelihood.load(path)  # says what is wrong with it
+    with xarray.open_dataset(path, engine="h5netcdf") as dataset:
+        return dict(dataset.attrs)
+
+
+def _noise_seeds(evaluation: EvaluationSettings, settings: ComparisonSettings) -> list[int]:
+    """A seed for each repeat, as ``compare_models`` has them."""
+    count = 1 if settings.saved else settings.count(evaluation)
+    if count == 1:
+        return [evaluation.seed]
+    return [derived_seed(evaluation.seed, word) for word in range(count)]
+
+
+def _repeated(
+    folder: Path,
+    name: str,
+    dataset: DataSet,
+    evaluation: EvaluationSettings,
+    seeds: Sequence[int],
+    processes: int,
+    quiet: bool,
+) -> list[LogLikelihood]:
+    """The evaluations of a run, one per repeat; what the run holds is left as it is."""
+    results: list[LogLikelihood] = []
+    for number, seed in enumerate(seeds, 1):
+        if not quiet:
+            print(name if len(seeds) == 1 else f"{name}, {number} of {len(seeds)}")
+        own = replace(evaluation, seed=seed)
+        with tempfile.TemporaryDirectory() as place:
+            for file in ("config.yaml", "model.safetensors"):
+                shutil.copyfile(folder / file, Path(place) / file)
+            results.append(
+                evaluate_split(Path(place), dataset, own, processes=processes, quiet=quiet)
+            )
+    return results
