@@ -52,7 +52,8 @@ LEAST_RATE, MOST_MEMORY = 0.95, 4.0  # of the bare network's; GiB
 MEMORY_CASES = [  # estimator, network, samples, steps
     *itertools.product(("importance", "particle"), ("small",), (4, 16, 64), (25,)),
     *itertools.product(("importance", "particle"), ("small",), (4,), (400,)),
-    *itertools.product(("importance",), ("recipe", "unet"), (4,), (2, 4)),
+    *itertools.product(("importance",), ("recipe",), (4,), (2, 4)),
+    ("importance", "unet", 4, 2),
 ]
 
 
