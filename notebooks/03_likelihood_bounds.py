@@ -378,7 +378,7 @@ def digit_model(variance):
 reverse = digit_model(FixedSmall())
 
 # %%
-steps = 150 if QUICK else 1500
+steps = 100 if QUICK else 1500
 elbo = VariationalBound()(reverse, chain)  # an nn.Module: any torch optimizer will do
 optimizer = torch.optim.AdamW(reverse.parameters(), weight_decay=0.1)
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
@@ -395,7 +395,8 @@ for _ in range(steps):
 
 # %%
 pilot = Pilot.run(reverse, digits.train, calls=10_000)
-everything = TermwiseBound(evaluations=32, pilot=pilot).estimate(reverse, digits.test, seed=0)
+test = digits.test[:100] if QUICK else digits.test
+everything = TermwiseBound(evaluations=32, pilot=pilot).estimate(reverse, test, seed=0)
 bits, between, monte_carlo = everything.bits_per_dim()
 print(f"{bits:.4f} bits/dim; ± {between:.4f} between samples, ± {monte_carlo:.4f} Monte Carlo")
 
@@ -405,7 +406,7 @@ print(f"{bits:.4f} bits/dim; ± {between:.4f} between samples, ± {monte_carlo:.
 # variances with the same weights of the network:
 
 # %%
-chosen, particles = (digits.test[:6], 32) if QUICK else (digits.test[:16], 64)
+chosen, particles = (digits.test[:4], 32) if QUICK else (digits.test[:16], 64)
 models = {"fixed small": reverse, "fixed large": digit_model(FixedLarge())}
 bound = ImportanceBound(particles=particles)
 climbed = {name: bound.estimate(one, chosen, seed=0) for name, one in models.items()}
@@ -463,7 +464,11 @@ plots.samples_grid(sandwich.x_0, axes=panel).figure
 # - **The standard error is about chance, not about looseness.** At 9.90 ± 0.05 nats from the truth
 #   the error says nothing of the 9.90. Ask the ladder (does it still rise?), $\hat k$ (above 0.7?)
 #   and the sandwich.
-# - **On digits**, DIGITS
+# - **On digits** the ELBO of 16 test images is 1.899 bits/dim, and $K = 64$ takes 0.140 ± 0.009 off
+#   it (paired by image; the spread between images, ± 0.06, is another matter). The ladder still
+#   rises and $\hat k$ is above 0.7 for 15 images of 16: the model is better than that. On its own
+#   samples the bound of $K = 16$ is loose by at most 0.151 ± 0.021. The small variance, with which
+#   the network was trained, is ahead of the large one by about 0.08 on every rung.
 # - **Report** the ELBO with both errors as the figure of record, since it is cheap and sure to be a
 #   bound, and beside it the importance bound at a stated $K$ for some hundred samples. State the
 #   variance, the calls and the units. Compare models by the tightest bound you can pay, paired by
