@@ -15,7 +15,7 @@ from pyrodiff import serialization
 from pyrodiff.comparison import Comparison
 from pyrodiff.comparison import compare as compare_results
 from pyrodiff.comparison.comparing import compare_evaluated
-from pyrodiff.comparison.models import _evaluated as evaluated
+from pyrodiff.comparison.models import evaluated
 from pyrodiff.data import DataSet
 from pyrodiff.evaluation import evaluate_split
 from pyrodiff.likelihood import LogLikelihood

@@ -19,7 +19,7 @@ from pyrodiff.likelihood import Estimator, LogLikelihood
 from pyrodiff.likelihood.path import check_count
 from pyrodiff.streams import derived_seed
 
-__all__ = ["compare_models"]
+__all__ = ["compare_models", "evaluated"]
 
 
 def compare_models(
@@ -65,12 +65,12 @@ def compare_models(
         if not several:
             raise ValueError(f"Expected at least one model of {name!r}; got none.")
         runs = [[own.estimate(m, x_0, seed=s, **options) for s in seeds] for m in several]
-        found[name] = _evaluated(runs)
+        found[name] = evaluated(runs)
     # without draws it is not known how much of the noise the models have in common
     return compare_evaluated(found, reference, clusters, None, level)
 
 
-def _evaluated(runs: Sequence[Sequence[LogLikelihood]]) -> Evaluated:
+def evaluated(runs: Sequence[Sequence[LogLikelihood]]) -> Evaluated:
     """From the repeats of each training seed."""
     if len(runs[0]) == 1:
         return Evaluated([repeats[0] for repeats in runs])

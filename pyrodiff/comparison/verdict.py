@@ -127,7 +127,7 @@ def _undecided(a: Evaluated, b: Evaluated, d: Tensor, clusters: Tensor, level: f
     what = f"not decided: {{a}} ({a.results[0].kind}) and {{b}} ({b.results[0].kind}) "
     if not abs(float(d.mean())) > _known(error, level):
         return what + "differ by no more than the error"
-    return what + "are not decided by these bounds: the difference may be one of looseness"
+    return what + "differ by what may be looseness of the bounds alone"
 
 
 def sentence(found: Difference) -> str:
