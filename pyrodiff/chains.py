@@ -97,7 +97,6 @@ class ForwardChain(PyroModule):
         self._cast_steps: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
         self._scalar_steps: dict[tuple[torch.dtype, torch.device, int], Step] = {}
         self._indices = torch.arange(num_steps + 1).unbind()
-        self._exact_steps = [Step(*column.unbind()) for column in self._steps.T]
         alpha, sigma = kernels.marginal_coefficients(log_snr[-1:])
         zero = torch.zeros_like(sigma)
         self._prior = (
@@ -117,7 +116,7 @@ class ForwardChain(PyroModule):
 
     def exact_step(self, t: int) -> Step:
         """The coefficients at step t as float64 on the CPU, whose numbers wait for no device."""
-        return self._exact_steps[t - 1]
+        return self.step(t, self.log_snr, 0)
 
     def _step(self, t: Tensor, x: Tensor, event_dim: int) -> Step:
         key = (x.dtype, x.device)

@@ -15,7 +15,7 @@ from pyrodiff import serialization
 from pyrodiff.comparison import Comparison
 from pyrodiff.comparison import compare as compare_results
 from pyrodiff.comparison.comparing import compare_evaluated
-from pyrodiff.comparison.models import evaluated
+from pyrodiff.comparison.models import evaluated, repeat_seeds
 from pyrodiff.data import DataSet
 from pyrodiff.evaluation import evaluate_split
 from pyrodiff.likelihood import LogLikelihood
@@ -24,7 +24,6 @@ from pyrodiff.report_text import Report, print_comparison
 from pyrodiff.run_groups import check_same_data, group, unique_names
 from pyrodiff.runs import own_data, read_run
 from pyrodiff.settings import ComparisonSettings, EvaluationSettings
-from pyrodiff.streams import derived_seed
 
 __all__ = ["compare"]
 
@@ -66,7 +65,7 @@ def compare(
     models = group(names, configs)
     if len(models) < 2:
         raise ValueError(f"Expected at least two models; got training seeds of one, {models[0]}.")
-    noise = _noise_seeds(evaluation, settings)
+    noise = repeat_seeds(evaluation.seed, 1 if settings.saved else settings.count(evaluation))
     if settings.saved:
         every = [[LogLikelihood.load(Path(run) / "evaluation.nc")] for run in runs]
         paths = {m.name: [Path(runs[i]) / "evaluation.nc" for i in m.runs] for m in models}
@@ -121,14 +120,6 @@ def _attributes(path: Path) -> dict[str, Any]:
     LogLikelihood.load(path)  # says what is wrong with it
     with xarray.open_dataset(path, engine="h5netcdf") as dataset:
         return dict(dataset.attrs)
-
-
-def _noise_seeds(evaluation: EvaluationSettings, settings: ComparisonSettings) -> list[int]:
-    """A seed for each repeat, as ``compare_models`` has them."""
-    count = 1 if settings.saved else settings.count(evaluation)
-    if count == 1:
-        return [evaluation.seed]
-    return [derived_seed(evaluation.seed, word) for word in range(count)]
 
 
 def _repeated(

@@ -19,7 +19,7 @@ from pyrodiff.likelihood import Estimator, LogLikelihood
 from pyrodiff.likelihood.path import check_count
 from pyrodiff.streams import derived_seed
 
-__all__ = ["compare_models", "evaluated"]
+__all__ = ["compare_models", "evaluated", "repeat_seeds"]
 
 
 def compare_models(
@@ -56,7 +56,7 @@ def compare_models(
     check_count("repeats", repeats)
     if not isinstance(estimator, Estimator) and (missing := sorted(set(models) - set(estimator))):
         raise ValueError(f"Expected an estimator for every model; got none for {missing}.")
-    seeds = [seed] if repeats == 1 else [derived_seed(seed, word) for word in range(repeats)]
+    seeds = repeat_seeds(seed, repeats)
     options: dict[str, Any] = {"batch_size": batch_size, "context": context}
     found = {}
     for name, given in models.items():
@@ -68,6 +68,11 @@ def compare_models(
         found[name] = evaluated(runs)
     # without draws it is not known how much of the noise the models have in common
     return compare_evaluated(found, reference, clusters, None, level)
+
+
+def repeat_seeds(seed: int, repeats: int) -> list[int]:
+    """A seed for each repeat of an evaluation; ``seed`` itself where there is one."""
+    return [seed] if repeats == 1 else [derived_seed(seed, word) for word in range(repeats)]
 
 
 def evaluated(runs: Sequence[Sequence[LogLikelihood]]) -> Evaluated:

@@ -38,7 +38,7 @@ from typing_extensions import Self
 from pyrodiff.chains import ReverseChain
 from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
-from pyrodiff.likelihood.path import check_count
+from pyrodiff.likelihood.path import check_count, mean_of_draws
 from pyrodiff.likelihood.result import Kind, LogLikelihood
 from pyrodiff.objectives import VariationalBound
 from pyrodiff.streams import NoiseStreams, derived_seed
@@ -316,10 +316,8 @@ class Dequantized(Estimator):
         """Value, standard error and its degrees of freedom from the draws, (n, R)."""
         if self.importance:
             return log_mean_exp(log_w), weights_std_error(log_w), None
-        value, count = log_w.mean(1), log_w.shape[1]
-        if count == 1:
-            return value, torch.full_like(value, torch.nan), torch.zeros_like(value)
-        return value, log_w.std(1) / math.sqrt(count), torch.full_like(value, count - 1)
+        value, std_error = mean_of_draws(log_w)
+        return value, std_error, torch.full_like(value, log_w.shape[1] - 1)
 
     def _kind(self, inner: Kind) -> Kind:
         # averaged logs lie below the log of the average: what was above may now be anywhere

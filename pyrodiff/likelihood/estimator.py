@@ -16,10 +16,14 @@ from pyrodiff.chains import ReverseChain
 from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.streams import derived_seed
 
-__all__ = ["Batch", "Estimator"]
+__all__ = ["Batch", "Estimator", "noise_seed"]
 
-# Not the seed itself: samples drawn with it were made of the noise that it gives.
 _NOISE = 1
+
+
+def noise_seed(seed: int) -> int:
+    """The seed of an estimate's noise: samples drawn with ``seed`` were made of what it gives."""
+    return derived_seed(seed, _NOISE)
 
 
 @dataclass(frozen=True)
@@ -100,15 +104,14 @@ class Estimator(ABC):
         if len(indices) != len(x_0):
             raise ValueError(f"Expected {len(x_0)} indices, one per sample; got {len(indices)}.")
         self._check(reverse)
-        step, parts = self.samples_per_batch(batch_size), []
+        step, parts, noise = self.samples_per_batch(batch_size), [], noise_seed(seed)
         training = reverse.training
         reverse.eval()
         try:
             for start in range(0, len(x_0), step):
                 some = slice(start, min(start + step, len(x_0)))
                 part = context if context is None else context[some]
-                own = derived_seed(seed, _NOISE)
-                batch = Batch(x_0[some], part, indices[some], own, batch_size)
+                batch = Batch(x_0[some], part, indices[some], noise, batch_size)
                 parts.append(self._batch(reverse, batch))
                 if progress is not None:
                     progress(some.stop, torch.cat([part.value for part in parts]))

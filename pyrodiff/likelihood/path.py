@@ -8,19 +8,28 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.paths import path_weights
 from pyrodiff.likelihood.result import LogLikelihood
 
-__all__ = ["PathBound", "check_count"]
+__all__ = ["PathBound", "check_count", "mean_of_draws"]
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:
     """Raise ValueError unless ``value`` is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"Expected {name} to be an integer >= {least}; got {value!r}.")
+
+
+def mean_of_draws(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the last axis and its standard error s/√P, which one draw cannot know: NaN."""
+    count, value = draws.shape[-1], draws.mean(-1)
+    if count == 1:
+        return value, torch.full_like(value, torch.nan)
+    return value, draws.std(-1) / math.sqrt(count)
 
 
 @dataclass(frozen=True)
@@ -48,11 +57,7 @@ class PathBound(Estimator):
 
     def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
         log_w, count = path_weights(reverse, batch, self.paths), self.paths
-        value = log_w.mean(1)
-        if count > 1:
-            std_error = log_w.std(1) / math.sqrt(count)
-        else:
-            std_error = torch.full_like(value, torch.nan)
+        value, std_error = mean_of_draws(log_w)
         return LogLikelihood(
             value,
             std_error,

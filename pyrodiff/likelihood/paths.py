@@ -25,7 +25,7 @@ from pyrodiff.kernels import Step
 from pyrodiff.likelihood.estimator import Batch
 from pyrodiff.streams import NoiseStreams
 
-__all__ = ["Move", "first", "last", "move", "path_weights", "predict"]
+__all__ = ["Move", "first", "last", "move", "path_rows", "path_weights", "predict"]
 
 
 class Move(NamedTuple):
@@ -120,21 +120,22 @@ def path_weights(reverse: ReverseChain, batch: Batch, paths: int) -> Tensor:
 
     At most ``batch.rows`` paths are held at once, those of one sample or of several.
     """
-    weights = torch.empty(len(batch) * paths, dtype=torch.float64)
-    for rows in _chunks(len(weights), batch.rows):
+    rows = path_rows(batch, paths, reverse.event_shape)
+    return torch.cat([_path(reverse, *call).cpu() for call in rows]).reshape(len(batch), paths)
+
+
+def path_rows(
+    batch: Batch, paths: int, event_shape: torch.Size
+) -> Iterator[tuple[Tensor, Tensor | None, NoiseStreams]]:
+    """x_0, context and noise streams of the rows of one network call after the other.
+
+    Row r of all is path r mod ``paths`` of the batch's sample r // ``paths``.
+    """
+    total = len(batch) * paths
+    for start in range(0, total, batch.rows):
+        rows = range(start, min(start + batch.rows, total))
         sample = [row // paths for row in rows]
-        streams = NoiseStreams(
-            batch.seed,
-            [batch.indices[i] for i in sample],
-            reverse.event_shape,
-            [row % paths for row in rows],
-        )
+        indices, numbers = [batch.indices[i] for i in sample], [row % paths for row in rows]
+        streams = NoiseStreams(batch.seed, indices, event_shape, numbers)
         context = None if batch.context is None else batch.context[sample]
-        log_w = _path(reverse, batch.x_0[sample], context, streams)
-        weights[rows.start : rows.stop] = log_w.cpu()
-    return weights.reshape(len(batch), paths)
-
-
-def _chunks(total: int, size: int) -> Iterator[range]:
-    for start in range(0, total, size):
-        yield range(start, min(start + size, total))
+        yield batch.x_0[sample], context, streams

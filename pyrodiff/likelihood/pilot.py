@@ -185,8 +185,8 @@ class Pilot:
 
     def save(self, path: str | Path) -> None:
         """Write the pilot as safetensors, atomically."""
-        tensors = {name: getattr(self, name) for name in _OWN} | vars(self.controls)
-        tensors = {name: value for name, value in tensors.items() if name in _OWN + _CONTROLS}
+        tensors = {name: getattr(self, name) for name in _OWN}
+        tensors |= {name: getattr(self.controls, name) for name in _CONTROLS}
         tensors["calls"] = torch.tensor(self.calls)
         serialization.write_weights(Path(path), tensors)
 

@@ -34,8 +34,8 @@ from pyrodiff.denoisers import MeanDenoiser
 from pyrodiff.kernels import Step, marginal_coefficients
 from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
-from pyrodiff.likelihood.path import check_count
-from pyrodiff.likelihood.paths import last, predict
+from pyrodiff.likelihood.path import check_count, mean_of_draws
+from pyrodiff.likelihood.paths import last, path_rows, predict
 from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.likelihood.solver import solve
 from pyrodiff.streams import NoiseStreams
@@ -220,11 +220,8 @@ class ProbabilityFlow(Estimator):
     def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
         certain = self.offset == "scaled" and self._exact(reverse)
         count = 1 if certain else self.draws
-        total = len(batch) * count
-        parts = [
-            self._solves(reverse, batch, range(start, min(start + batch.rows, total)), count)
-            for start in range(0, total, batch.rows)
-        ]
+        rows = path_rows(batch, count, reverse.event_shape)
+        parts = [self._solves(reverse, *call) for call in rows]
         log_w = torch.cat([part.log_w for part in parts]).reshape(len(batch), count)
         calls = torch.cat([part.calls for part in parts]).reshape(len(batch), count)
         value, std_error = self._average(log_w)
@@ -244,22 +241,11 @@ class ProbabilityFlow(Estimator):
         """Value and standard error from the draws, (n, draws); an error of NaN for one draw."""
         if self.importance:
             return log_mean_exp(log_w), weights_std_error(log_w)
-        count, value = log_w.shape[1], log_w.mean(1)
-        if count == 1:
-            return value, torch.full_like(value, torch.nan)
-        return value, log_w.std(1) / math.sqrt(count)
+        return mean_of_draws(log_w)
 
-    def _solves(self, reverse: ReverseChain, batch: Batch, rows: range, count: int) -> _Solves:
-        """Row r is draw r mod ``count`` of the batch's sample r // ``count``."""
-        sample = [row // count for row in rows]
-        streams = NoiseStreams(
-            batch.seed,
-            [batch.indices[i] for i in sample],
-            reverse.event_shape,
-            [row % count for row in rows],
-        )
-        x_0 = batch.x_0[sample]
-        context = None if batch.context is None else batch.context[sample]
+    def _solves(
+        self, reverse: ReverseChain, x_0: Tensor, context: Tensor | None, streams: NoiseStreams
+    ) -> _Solves:
         noise = streams.normal(x_0) if self.offset == "variational" else None
         probe = None if self._exact(reverse) else _signs(streams.normal(x_0))
         start = _start(reverse, x_0, noise, context)

@@ -28,12 +28,12 @@ from torch import Tensor
 
 from pyrodiff import kernels
 from pyrodiff.chains import ReverseChain
-from pyrodiff.likelihood.estimator import _NOISE, Batch
+from pyrodiff.likelihood.estimator import Batch, noise_seed
 from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
 from pyrodiff.likelihood.path import check_count
 from pyrodiff.likelihood.paths import Move, path_weights
 from pyrodiff.likelihood.result import Kind, LogLikelihood, Mean
-from pyrodiff.streams import NoiseStreams, derived_seed
+from pyrodiff.streams import NoiseStreams
 
 __all__ = ["Sandwich", "SandwichBound", "generate"]
 
@@ -151,7 +151,7 @@ class SandwichBound:
     ) -> Sandwich:
         streams = NoiseStreams(seed, indices, reverse.event_shape)
         x_0, log_w_generating = generate(reverse, streams, context)
-        batch = Batch(x_0, context, indices, derived_seed(seed, _NOISE), rows)
+        batch = Batch(x_0, context, indices, noise_seed(seed), rows)
         log_w = path_weights(reverse, batch, self.particles)
         mixed = torch.cat([log_w_generating.cpu().unsqueeze(1), log_w[:, :-1]], 1)
         unknown = torch.full((len(x_0),), torch.nan, dtype=torch.float64)
