@@ -285,7 +285,7 @@ def test_page_is_one_file_and_escapes_names(runs, tmp_path: Path, capsys, monkey
     monkeypatch.setenv("COLUMNS", "160")
     shutil.copytree(runs["b"], EVIL)
     (Path(EVIL) / "samples.png").write_bytes(b"\x89PNG")
-    options = "--estimator importance --particles 25 --limit 12 --quiet"
+    options = "--estimator importance --particles 30 --limit 12 --quiet"
     assert main(["compare", str(runs["a-0"]), EVIL, *options.split()]) == 0
     out = capsys.readouterr().out
     for word in (EVIL, "of which Monte Carlo", "± paired error", "95\u00a0% interval", "log p"):
@@ -303,9 +303,9 @@ def test_page_is_one_file_and_escapes_names(runs, tmp_path: Path, capsys, monkey
     assert all(held["alt"] for tag, held in page.tags if tag == "img")
     for word in (
         "12 held-out samples",
-        "ImportanceBound(particles=25",
+        "ImportanceBound(particles=30",
         "lower bound",
-        "300",
+        "360",
         "torch",
     ):
         assert word in page.text

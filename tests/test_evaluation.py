@@ -118,7 +118,7 @@ def test_every_estimator_by_name(run: Path, name: str, capsys, monkeypatch) -> N
     monkeypatch.setenv("COLUMNS", "200")
     arguments = ["evaluate", str(run), "--estimator", name, "--limit", "3", "--quiet"]
     if name == "importance":
-        arguments += ["--particles", "25"]
+        arguments += ["--particles", "30"]
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "of which Monte Carlo" in text and "network calls per sample" in text

@@ -332,7 +332,7 @@ def test_a_point_of_unknown_error_has_no_bar() -> None:
             lambda w: plots.bound_ladder({"a": w, "b": weighted(torch.zeros(3, 4))}),
             r"results on the same samples; got \[2, 3\]",
         ),
-        (lambda w: plots.pareto_k(w), "at least 25 weights a sample to fit k̂; got 4"),
+        (lambda w: plots.pareto_k(w), "at least 30 weights a sample to fit k̂; got 4"),
         (lambda w: plots.pareto_k(result(None)), "a result with log_weights; got none from"),
     ],
 )

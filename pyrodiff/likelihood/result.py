@@ -28,6 +28,8 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
 _RENAMED = {"value": "log_likelihood", "terms": "term"}
 _SCALARS = ("kind", "dimensions", "estimator", "shared_calls")
 
+FEWEST_WEIGHTS = 30  # k̂ rests on the largest fifth: with five of them ArviZ 1.x fits nothing
+
 
 def _fitted_k(log_weights: Any) -> Any:
     """k̂ of each row, by either generation of ArviZ."""
@@ -138,11 +140,11 @@ class LogLikelihood:
         """k̂, the shape of the Pareto law fitted to the largest weights, (N,); None without weights.
 
         Below 0.7 the weights' mean is to be trusted at practical K (Vehtari et al., 2024); NaN
-        with too few weights to say (K < 25).
+        with too few weights to say (K < 30).
         """
         if self.log_weights is None:
             return None
-        if self.log_weights.shape[1] < 25:
+        if self.log_weights.shape[1] < FEWEST_WEIGHTS:
             return torch.full_like(self.value, torch.nan)
         # equal or vanishing weights have no tail to fit
         log_w = self.log_weights.double()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
+from pyrodiff.likelihood.result import FEWEST_WEIGHTS
 from pyrodiff.plots.style import named, new_axes, panels, plain_ticks, show_legend, style
 
 __all__ = ["Ladder", "bound_ladder", "ladder", "pareto_k"]
@@ -146,7 +147,7 @@ def pareto_k(
     is unknown (equal weights) are counted in the legend and not drawn.
 
     Args:
-        results: one, or several by name, with at least 25 weights a sample.
+        results: one, or several by name, with at least 30 weights a sample.
         axes: two matplotlib axes, or None for new ones.
 
     Returns:
@@ -184,8 +185,10 @@ def _fit(result: LogLikelihood) -> tuple[Tensor, Tensor]:
     if result.log_weights is None or k_hat is None or size is None:
         raise ValueError(f"Expected a result with log_weights; got none from {result.estimator}.")
     count = result.log_weights.shape[1]
-    if count < 25:
-        raise ValueError(f"Expected at least 25 weights a sample to fit k̂; got {count}.")
+    if count < FEWEST_WEIGHTS:
+        raise ValueError(
+            f"Expected at least {FEWEST_WEIGHTS} weights a sample to fit k̂; got {count}."
+        )
     return k_hat, size / count
 
 
