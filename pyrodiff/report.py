@@ -161,6 +161,7 @@ dt { color: var(--soft); max-width: 14rem; } dd { margin: 0; }
   td::before { content: attr(data-label); color: var(--soft); text-align: left; }
   dl { display: block; } dd { margin-bottom: .5rem; }
 }
+@page { size: A4; margin: 16mm 15mm; }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; }
   .verdict, tr, figure { break-inside: avoid; } }
 """

@@ -3,11 +3,13 @@
 import io
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from pyrodiff import plots
 from pyrodiff.comparison import Comparison
 from pyrodiff.likelihood import LogLikelihood
+from pyrodiff.likelihood.result import FEWEST_WEIGHTS
 from pyrodiff.plots.models import Row
 
 __all__ = ["Figure", "draw_figures"]
@@ -48,7 +50,7 @@ def draw_figures(found: Comparison, results: dict[str, LogLikelihood]) -> list[F
     if independent and min(counts) > 1:
         text = "The bound by the number of particles: where it still rises, it is loose."
         chosen.append(("ladder", text, lambda: plots.bound_ladder(shown)))
-    if independent and min(counts) >= 25:
+    if independent and min(counts) >= FEWEST_WEIGHTS:
         text = "Whether the weights are to be trusted: Pareto k̂ below 0.7 is good."
         chosen.append(("weights", text, lambda: plots.pareto_k(shown)[0]))
     return [Figure(name, caption, _png(draw)) for name, caption, draw in chosen]
@@ -69,13 +71,13 @@ def _labels(names: list[str]) -> dict[str, str]:
 
 def _differences(found: Comparison, labels: dict[str, str]) -> tuple[str, Callable[[], Any]]:
     rows = [
-        Row(labels[e.model], e.value, e.std_error, e.monte_carlo, "estimate", e.low, e.high)
+        Row(labels[e.model], e.value, e.std_error, e.monte_carlo, low=e.low, high=e.high)
         for e in found.differences
     ]
     reference = labels[found.reference]
 
     def draw() -> Any:
-        axes = _forest(rows)
+        axes = _forest(rows, found.level)
         axes.axvline(0, color="black", linestyle="--", linewidth=1)
         axes.set_xlabel(f"log-likelihood less that of {reference} (nats)")
         return axes
@@ -92,15 +94,15 @@ def _means(found: Comparison, labels: dict[str, str]) -> tuple[str, Callable[[],
     text = (
         "The means by themselves. Whether two of them differ is seen above, not by their overlap."
     )
-    return text, lambda: _forest(rows)
+    return text, lambda: _forest(rows, found.level)
 
 
-def _forest(rows: list[Row]) -> Any:
+def _forest(rows: list[Row], level: float) -> Any:
     """Narrow enough to be read on a telephone."""
     from matplotlib.figure import Figure as Canvas
 
     axes = Canvas(figsize=(5.8, 1.1 + 0.4 * len(rows)), layout="constrained").subplots()
-    return plots.forest(rows, axes=axes)
+    return plots.forest(SimpleNamespace(rows=rows, level=level), axes=axes)
 
 
 def _png(draw: Callable[[], Any]) -> bytes:

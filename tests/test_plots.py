@@ -107,6 +107,15 @@ def test_terms_shows_losses_and_two_standard_errors() -> None:
     assert axes.get_xscale() == "log" and axes.get_yscale() == "log"
 
 
+def test_terms_within_a_decade_or_two_have_plain_numbers() -> None:
+    axes = plots.terms(result(-torch.tensor([[0.9, 7.0, 2.5]], dtype=F64).expand(2, 3)))
+    axes.figure.canvas.draw()
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert {"1", "2", "5"} <= set(labels) and axes.get_yscale() == "log"
+    axes = plots.terms(result(-torch.tensor([[0.9, 700.0, 2.5]], dtype=F64).expand(2, 3)))
+    assert "10^" in axes.get_yticklabels()[2].get_text()
+
+
 def test_terms_below_zero_are_on_a_linear_axis() -> None:
     assert plots.terms(result(torch.ones(2, 3, dtype=F64))).get_yscale() == "linear"
 
@@ -415,6 +424,8 @@ def test_forest_of_a_comparison() -> None:
     found = SimpleNamespace(model="b", value=-1.0, std_error=0.25, low=-1.75, high=-0.25)
     compared = SimpleNamespace(models=models, reference="a", differences=(found,), level=0.9)
     assert bars(plots.forest(compared)) == [[1, 3], [1.8, 2.2], [2], [0, 2], [0.8, 1.2], [1]]
+    rows = SimpleNamespace(rows=[found], level=0.9)
+    assert legend(plots.forest(rows)) == ["90 % interval"]
     axes = plots.forest(compared, reference="a")
     assert bars(axes)[:2] == [[-1.75, -0.25], [-1]] and legend(axes) == ["90 % interval"]
     with pytest.raises(ValueError, match="the reference of the comparison, 'a'; got 'b'"):

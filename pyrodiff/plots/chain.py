@@ -99,6 +99,8 @@ def _scales(axes: Any, values: Tensor) -> None:
     positive = values[values > 0]
     if len(positive) == len(values):
         axes.set_yscale("log")
+        if float(positive.max() / positive.min()) < 100:
+            plain_ticks(axes.yaxis)
     elif len(positive):
         least = float(values[values != 0].abs().quantile(0.05))
         axes.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(least)))

@@ -56,7 +56,8 @@ def forest(models: Any, reference: str | None = None, axes: Any = None) -> Any:
     Args:
         models: name → ``LogLikelihood``; a ``Comparison``; or rows, or an object with ``rows``,
             each with ``name``, ``value`` and ``error`` (``model`` and ``std_error`` will do), and,
-            where known, ``monte_carlo``, ``kind``, ``low`` and ``high``.
+            where known, ``monte_carlo``, ``kind``, ``low`` and ``high``; the object may have the
+            ``level`` of the intervals.
         reference: the model from which differences are shown: of a mapping any, of a
             ``Comparison`` its own.  The differences of a mapping are without their Monte Carlo
             part: it depends on whether the models were given the same noise.
