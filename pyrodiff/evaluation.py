@@ -122,7 +122,7 @@ def evaluate_split(
                 counter.show(results)
     whole = LogLikelihood.concatenate([results[number] for number in batches])
     result = whole + dataset.log_density_offset()
-    kept = ("data", "split", "seed", "samples_checksum", "model_checksum")
+    kept = ("data", "split", "seed", "samples_checksum")
     attributes = {name: record[name] for name in kept}
     result.save(folder / "evaluation.nc", **attributes)
     parts.remove()

@@ -15,8 +15,9 @@ import pyrodiff
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.comparison import stacking_weights, to_elpd, to_inference_data
 from pyrodiff.denoisers import NoiseDenoiser
-from pyrodiff.likelihood import ImportanceBound, LogLikelihood, TermwiseBound
+from pyrodiff.likelihood import ImportanceBound, LogLikelihood, PathBound, TermwiseBound
 from pyrodiff.likelihood.importance import log_mean_exp
+from pyrodiff.networks import ResidualMLP
 from pyrodiff.oracles import GaussianMixture
 from pyrodiff.schedules import LogSNRSchedule
 
@@ -210,6 +211,22 @@ def test_one_evaluation_is_not_two_draws(export: Any) -> None:
     first, second, _ = ensemble()
     with pytest.raises(ValueError, match="results of different models; got result 2 twice"):
         export([first, second, first])
+
+
+@pytest.mark.parametrize("export", [to_inference_data, to_elpd])
+def test_evaluations_of_one_model_with_other_noise_are_no_draws(export: Any) -> None:
+    forward, x = ForwardChain(LogSNRSchedule(4.0, -6.0), 3), LAW.sample(5, seed=1)
+    models = [
+        ReverseChain(NoiseDenoiser(ResidualMLP((2,), width=8, blocks=1).double()), forward, (2,))
+        for _ in range(2)
+    ]
+    first, again, other = (
+        PathBound(2).estimate(model, x, seed=seed)
+        for model, seed in ((models[0], 0), (models[0], 1), (models[1], 0))
+    )
+    with pytest.raises(ValueError, match="or another of its model. Monte Carlo draws of one"):
+        export([first, again])
+    export([first, other])  # an untrained network says 0, so these have equal values
 
 
 def test_results_of_different_samples_are_refused() -> None:

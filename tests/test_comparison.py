@@ -252,6 +252,9 @@ def test_models_take_contexts_and_several_seeds_and_an_estimator_each() -> None:
     assert found.models["a"].seeds == 2
     value = PathBound(2).estimate(models["b"], x, context=context).mean().value
     assert found.models["b"].value == pytest.approx(value)
+    twice = [PathBound(2).estimate(models["b"], x, seed=s, context=context) for s in (0, 1)]
+    with pytest.raises(ValueError, match="results of 'b' from different training seeds; got one"):
+        compare({"b": twice, "a": twice[0]})
     with pytest.raises(ValueError, match=r"an estimator for every model; got none for \['b'\]"):
         compare_models(models, x, {"a": PathBound(2)}, context=context)
     with pytest.raises(ValueError, match="at least one model of 'a'"):

@@ -330,3 +330,37 @@ def test_failed_save_leaves_the_old_model(saved: Path, monkeypatch: pytest.Monke
         shaken(chain()).save(saved)
     monkeypatch.undo()
     assert torch.equal(ReverseChain.load(saved).sample(2, seed=0), before)
+
+
+# -- fingerprints ----------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_knows_a_model_again(tmp_path: Path) -> None:
+    def seeded(*arguments: Any, **options: Any) -> ReverseChain:
+        torch.manual_seed(0)  # the same weights
+        return chain(*arguments, **options)
+
+    model = seeded()
+    first = serialization.fingerprint(model)
+    model.save(tmp_path)
+    assert len(first) == 16 and serialization.fingerprint(ReverseChain.load(tmp_path)) == first
+    variants = [
+        seeded(variance=FixedSmall()),
+        seeded(decoder=DECODERS[1]),
+        seeded(VelocityDenoiser),
+        seeded(schedule=CosineSchedule()),
+    ]
+    assert len({first} | {serialization.fingerprint(other) for other in variants}) == 5
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[-1] += 1e-3
+    assert serialization.fingerprint(model) != first
+
+
+def test_a_fingerprint_says_nothing_of_what_it_cannot_see() -> None:
+    class Zero(nn.Module):
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            return 0 * x
+
+    forward = ForwardChain(LogSNRSchedule(4.0, -6.0), 3)
+    assert serialization.fingerprint(ReverseChain(NoiseDenoiser(Zero()), forward, (2,))) == ""
+    assert serialization.fingerprint(ReverseChain(NoiseDenoiser(External()), forward, (2,)))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pyrodiff.comparison.paired import (
     mean_error,
     monte_carlo,
     own_error,
+    same_model,
 )
 from pyrodiff.comparison.summary import Comparison, Summary
 from pyrodiff.comparison.verdict import gap, judge
@@ -53,6 +55,11 @@ def _check(models: Mapping[str, Evaluated]) -> None:
         kinds = sorted({result.kind for result in model.results})
         if len(kinds) > 1:
             raise ValueError(f"Expected results of {name!r} to be of one kind; got {kinds}.")
+        if any(same_model(*pair) for pair in combinations(model.results, 2)):
+            raise ValueError(
+                f"Expected results of {name!r} from different training seeds; got one trained "
+                "model twice. For evaluations with other noise, compare_models has repeats."
+            )
         finite = model.values.isfinite()
         if not bool(finite.all()):
             count = int((~finite).sum())

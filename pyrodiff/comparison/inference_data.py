@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrodiff.comparison.paired import same_model
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.importance import log_mean_exp
 
@@ -28,7 +29,7 @@ __all__ = ["to_elpd", "to_inference_data"]
 
 _DRAWS = ("chain", "draw")
 _KEPT = ("value", "std_error", "calls", "degrees_of_freedom")
-_PROVENANCE = ("estimator", "kind", "dimensions", "shared_calls")
+_PROVENANCE = ("estimator", "kind", "dimensions", "shared_calls", "model")
 _REASON = (
     "Monte Carlo draws of one model's bound (log_weights, repeats with other noise) are not draws "
     "of its parameters, and PSIS-LOO of them means nothing. For one model use to_elpd, which "
@@ -65,16 +66,18 @@ def _named(value: Any) -> str:
 
 
 def _check_draws(results: Sequence[LogLikelihood]) -> None:
-    """Refuse one evaluation given several times.
+    """Refuse evaluations of one model, the same or with other noise.
 
-    Evaluations of one model with other noise cannot be told from those of several models by their
-    values: with common noise these may differ by less than their Monte Carlo errors.
+    Their values don't tell them from those of several models: with common noise these may differ
+    by less than their Monte Carlo errors.
     """
     for place, each in enumerate(results):
-        if any(torch.equal(each.value, other.value) for other in results[:place]):
-            raise ValueError(
-                f"Expected results of different models; got result {place} twice. {_REASON}."
-            )
+        for other in results[:place]:
+            if same_model(each, other):
+                raise ValueError(
+                    f"Expected results of different models; got result {place} twice, "
+                    f"or another of its model. {_REASON}."
+                )
 
 
 def _attributes(results: Sequence[LogLikelihood], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,6 +88,7 @@ def _attributes(results: Sequence[LogLikelihood], more: Mapping[str, Any]) -> di
     held: dict[str, Any] = {name: getattr(first, name) for name in _PROVENANCE}
     estimators = list(dict.fromkeys(result.estimator for result in results))
     held["estimator"] = "; ".join(estimators)
+    held["model"] = "; ".join(result.model for result in results)
     held["shared_calls"] = sum(result.shared_calls for result in results)
     held["network_calls_per_sample"] = sum(r.network_evaluations for r in results) / len(results)
     library = {"inference_library": "pyrodiff", "inference_library_version": pyrodiff.__version__}

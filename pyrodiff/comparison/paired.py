@@ -47,7 +47,15 @@ __all__ = [
     "mean_error",
     "monte_carlo",
     "own_error",
+    "same_model",
 ]
+
+
+def same_model(one: LogLikelihood, other: LogLikelihood) -> bool:
+    """Whether both are of one trained model; by their values where a model is not known again."""
+    if one.model and other.model:
+        return one.model == other.model
+    return torch.equal(one.value, other.value)
 
 
 @dataclass(frozen=True, eq=False)

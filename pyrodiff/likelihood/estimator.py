@@ -7,13 +7,14 @@ same values, up to the rounding of the network's arithmetic.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.likelihood.result import LogLikelihood
+from pyrodiff.serialization import fingerprint
 from pyrodiff.streams import derived_seed
 
 __all__ = ["Batch", "Estimator", "noise_seed"]
@@ -117,4 +118,4 @@ class Estimator(ABC):
                     progress(some.stop, torch.cat([part.value for part in parts]))
         finally:
             reverse.train(training)
-        return LogLikelihood.concatenate(parts)
+        return replace(LogLikelihood.concatenate(parts), model=fingerprint(reverse))

@@ -26,7 +26,7 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
     "reference": ("sample",),
 }
 _RENAMED = {"value": "log_likelihood", "terms": "term"}
-_SCALARS = ("kind", "dimensions", "estimator", "shared_calls")
+_SCALARS = ("kind", "dimensions", "estimator", "shared_calls", "model")
 
 FEWEST_WEIGHTS = 30  # k̂ rests on the largest fifth: with five of them ArviZ 1.x fits nothing
 
@@ -73,6 +73,7 @@ class LogLikelihood:
         reference: the importance bound with as many particles, nats, (N,), where the estimator
             has to stand comparison with it; else None.
         shared_calls: network calls made once for all samples, on other data (a pilot).
+        model: a checksum by which the model is known again, or empty.
     """
 
     value: Tensor
@@ -87,6 +88,7 @@ class LogLikelihood:
     log_weights: Tensor | None = None
     reference: Tensor | None = None
     shared_calls: int = 0
+    model: str = ""
 
     @property
     def network_evaluations(self) -> float:
@@ -228,6 +230,7 @@ class LogLikelihood:
             raise FileNotFoundError(f"Expected a file {path}; got nothing there.")
         with xarray.open_dataset(path, engine="h5netcdf") as dataset:
             dataset.load()
+        dataset.attrs.setdefault("model", "")
         missing = [name for name in _SCALARS if name not in dataset.attrs]
         if missing:
             raise ValueError(
