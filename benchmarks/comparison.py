@@ -38,7 +38,7 @@ import pyrodiff
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.comparison import Comparison, compare
 from pyrodiff.comparison.comparing import compare_evaluated
-from pyrodiff.comparison.models import _evaluated
+from pyrodiff.comparison.models import evaluated
 from pyrodiff.comparison.paired import Evaluated
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import (
@@ -101,7 +101,7 @@ def one(found: dict[str, list[LogLikelihood]], some: slice) -> Comparison:
         if len(parts) == 1:
             models[name] = Evaluated(parts)
         else:  # as compare_models with repeats=2
-            models[name] = _evaluated([parts])
+            models[name] = evaluated([parts])
     return compare_evaluated(models, "true", None, None, 0.95)
 
 

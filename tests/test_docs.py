@@ -6,6 +6,7 @@ Nothing is random beyond fixed seeds.
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,9 @@ def test_links_lead_somewhere(name: str) -> None:
         found = (ROOT / name).parent / file if file else ROOT / name
         assert found.exists(), target
         assert not anchor or anchor in anchors(found.read_text("utf-8")), target
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("benchmarks/*.py")))
+def test_benchmarks_find_what_they_import(name: str, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as when it is run by its path
+    runpy.run_path(str(ROOT / "benchmarks" / name), run_name="imported")
