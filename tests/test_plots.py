@@ -563,6 +563,42 @@ def test_looks_differ_in_colour_marker_and_line() -> None:
         assert all(a != b for a, b in zip(one, other, strict=True))
 
 
+# What is left of linear RGB without cones of one kind (Machado, Oliveira and Fernandes, 2009,
+# severity 1), and CIE XYZ from linear RGB, divided by its white.
+BLIND = {
+    "none": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "long": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "medium": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "short": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+XYZ = [[0.4339, 0.3763, 0.1899], [0.2126, 0.7152, 0.0722], [0.0177, 0.1095, 0.8729]]
+
+
+@pytest.mark.parametrize("cones", BLIND)
+def test_colours_differ_for_colour_blind_readers(cones: str) -> None:
+    """CIE 1976 distances of the seven colours; one of 2.3 is just noticeable."""
+    rgb = torch.tensor([matplotlib.colors.to_rgb(style(i).color) for i in range(7)], dtype=F64)
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ torch.tensor(BLIND[cones], dtype=F64).T).clamp(0, 1)
+    xyz = seen @ torch.tensor(XYZ, dtype=F64).T
+    f = torch.where(xyz > (6 / 29) ** 3, xyz ** (1 / 3), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    x, y, z = f.T
+    lab = torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+    assert float(torch.pdist(lab).min()) > 15
+
+
 @pytest.mark.parametrize(
     ("value", "error", "text"),
     [(-1.2345, 0.0123, "−1.234 ± 0.012"), (-204.6, 61.2, "−205 ± 61"), (3.5, math.nan, "3.5")],
