@@ -102,7 +102,7 @@ def one(found: dict[str, list[LogLikelihood]], some: slice) -> Comparison:
             models[name] = Evaluated(parts)
         else:  # as compare_models with repeats=2
             models[name] = evaluated([parts])
-    return compare_evaluated(models, "true", None, None, 0.95)
+    return compare_evaluated(models, "true", None, False, None, 0.95)
 
 
 def figures(

@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 import pyrodiff
-from pyrodiff.settings import ComparisonSettings, EvaluationSettings, FitSettings
+from pyrodiff.settings import FLAGS, ComparisonSettings, EvaluationSettings, FitSettings
 
 __all__ = ["main", "make_parser"]
 
@@ -75,11 +75,16 @@ def _compare_parser() -> ArgumentParser:
     )
     parser.add_argument("runs", type=str, nargs="+", help="The runs' folders.")
     parser.add_class_arguments(EvaluationSettings)
-    parser.add_class_arguments(ComparisonSettings, skip={"saved"})
+    parser.add_class_arguments(ComparisonSettings, skip=set(FLAGS))
     parser.add_argument(
         "--saved",
         action="store_true",
         help="Compare the evaluations that the runs hold, and make none.",
+    )
+    parser.add_argument(
+        "--paired_seeds",
+        action="store_true",
+        help="Take runs of one seed as pairs: what models owe to a seed alike is no error.",
     )
     parser.add_argument(
         "--output",

@@ -18,7 +18,7 @@ from pyrodiff.comparison import Comparison, Difference
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.run_groups import Model
-from pyrodiff.settings import ComparisonSettings, EvaluationSettings
+from pyrodiff.settings import FLAGS, ComparisonSettings, EvaluationSettings
 
 __all__ = ["Report", "Table", "facts", "print_comparison", "reading", "tables", "words"]
 
@@ -200,9 +200,9 @@ def _command(report: Report) -> str:
     for settings in (report.evaluation, report.settings):
         usual: Any = type(settings)().to_dict()
         for name, value in settings.to_dict().items():
-            if value == usual[name] or (report.settings.saved and name != "saved"):
+            if value == usual[name] or (report.settings.saved and name not in FLAGS):
                 continue
-            words.append(f"--{name}={str(value).lower() if value is True else value}")
+            words.append(f"--{name}" if name in FLAGS else f"--{name}={value}")
     return shlex.join(words)
 
 

@@ -21,7 +21,7 @@ from pyrodiff.evaluation import evaluate_split
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.report import write_report
 from pyrodiff.report_text import Report, print_comparison
-from pyrodiff.run_groups import check_same_data, group, unique_names
+from pyrodiff.run_groups import check_same_data, group, in_order_of_seeds, unique_names
 from pyrodiff.runs import own_data, read_run
 from pyrodiff.settings import ComparisonSettings, EvaluationSettings
 
@@ -44,13 +44,14 @@ def compare(
         runs: the runs' folders.
         evaluation: what ``evaluate`` takes; the number of ``evaluations`` is by default the least
             of the runs' own settings.
-        settings: repeats, processes, and whether to compare saved evaluations instead.
+        settings: repeats, processes, whether seeds are pairs, and whether to compare saved
+            evaluations instead.
         output: the report, ``.html``.
         quiet: show no progress.
 
     Raises:
-        ValueError: runs of other data or units, a run twice, fewer than two models, options without
-            effect; what ``evaluate`` raises.
+        ValueError: runs of other data or units, a run twice, fewer than two models, paired seeds
+            that differ, options without effect; what ``evaluate`` raises.
         FileNotFoundError: no run there, or no evaluation in it (saved).
     """
     evaluation, settings = evaluation or EvaluationSettings(), settings or ComparisonSettings()
@@ -65,18 +66,20 @@ def compare(
     models = group(names, configs)
     if len(models) < 2:
         raise ValueError(f"Expected at least two models; got training seeds of one, {models[0]}.")
+    if settings.paired_seeds:
+        models = in_order_of_seeds(models)
     noise = repeat_seeds(evaluation.seed, 1 if settings.saved else settings.count(evaluation))
     if settings.saved:
         every = [[LogLikelihood.load(Path(run) / "evaluation.nc")] for run in runs]
         paths = {m.name: [Path(runs[i]) / "evaluation.nc" for i in m.runs] for m in models}
-        found = compare_results(paths)
+        found = compare_results(paths, paired_seeds=settings.paired_seeds)
     else:
         every = [
             _repeated(Path(run), name, dataset, evaluation, noise, settings.processes, quiet)
             for run, name, dataset in zip(runs, names, datasets, strict=True)
         ]
         results = {m.name: evaluated([every[i] for i in m.runs]) for m in models}
-        found = compare_evaluated(results, None, None, None, 0.95)
+        found = compare_evaluated(results, None, None, settings.paired_seeds, None, 0.95)
     report = Report(
         found, models, list(runs), names, every, datasets[0], evaluation, settings, noise
     )

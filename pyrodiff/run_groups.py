@@ -18,7 +18,7 @@ import torch
 from pyrodiff import serialization
 from pyrodiff.data import DataSet
 
-__all__ = ["Model", "check_same_data", "group", "unique_names"]
+__all__ = ["Model", "check_same_data", "group", "in_order_of_seeds", "unique_names"]
 
 _NOT_TRAINING = {"seed", "evaluations", "samples"}  # settings of fit that make no other model
 _SEED = re.compile(r"[-_. /=]*(?:seeds?)?[-_. /=]*\d*$")  # what names of seeds end in
@@ -82,6 +82,23 @@ def group(names: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> list[Mo
             name = names[places[0]] if len(places) == 1 else f"{names[places[0]]} and others"
         taken.add(name)
         found.append(Model(name, places, tuple(runs)))
+    return found
+
+
+def in_order_of_seeds(models: Sequence[Model]) -> list[Model]:
+    """The models with their runs by training seed, the same seeds for all.
+
+    Raises:
+        ValueError: models of other seeds.
+    """
+    found = []
+    for model in models:
+        pairs = sorted(zip(model.seeds, model.runs, strict=True))
+        seeds, runs = zip(*pairs, strict=True)
+        found.append(Model(model.name, runs, seeds))
+    if len({model.seeds for model in found}) > 1:
+        told = "; ".join(f"{model.name}: {', '.join(map(str, model.seeds))}" for model in found)
+        raise ValueError(f"Expected for paired seeds the same training seeds of all; got {told}.")
     return found
 
 

@@ -193,6 +193,9 @@ class EvaluationSettings:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+FLAGS = ("saved", "paired_seeds")  # options of a comparison that take no value
+
+
 @dataclass(frozen=True)
 class ComparisonSettings:
     """How runs are compared, beside what each one's evaluation depends on.
@@ -203,6 +206,8 @@ class ComparisonSettings:
             weights.  Default 1 where it keeps several, else 2.
         processes: workers that batches are shared out to.
         saved: compare the evaluations that the runs hold, and make none.
+        paired_seeds: training seeds mean the same to all models, and what these owe to a seed alike
+            is no error of their difference.
 
     Raises:
         ValueError: a number out of range, an option of evaluations where none are made.
@@ -211,6 +216,7 @@ class ComparisonSettings:
     repeats: int | None = None
     processes: int = 1
     saved: bool = False
+    paired_seeds: bool = False
 
     def __post_init__(self) -> None:
         for name in ("repeats", "processes"):
@@ -222,7 +228,8 @@ class ComparisonSettings:
         if runs < 2:
             raise ValueError(f"Expected at least two runs; got {runs}.")
         given = self.to_dict() | evaluation.to_dict()
-        usual = ComparisonSettings(saved=self.saved).to_dict() | EvaluationSettings().to_dict()
+        flags = {name: getattr(self, name) for name in FLAGS}
+        usual = ComparisonSettings(**flags).to_dict() | EvaluationSettings().to_dict()
         changed = sorted(name for name in given if given[name] != usual[name])
         if self.saved and changed:
             raise ValueError(

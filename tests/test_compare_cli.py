@@ -245,6 +245,20 @@ def test_runs_twice_and_seeds_of_one_model(runs, tmp_path, monkeypatch, capsys) 
     refused(capsys, [a, "empty", "--saved"], "Expected a file empty/evaluation.nc")
 
 
+def test_paired_seeds(runs: dict[str, Path], tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = write("digits", tmp_path / "b-1", seed=1, objective="simple")
+    names = [str(runs["a-1"]), str(runs["a-0"]), str(runs["b"]), str(other)]
+    assert main(["compare", *names, "--saved", "--paired-seeds"]) == 0
+    page = Page(Path("comparison.html").read_text("utf-8"))
+    assert "--saved --paired_seeds" in page.text
+    held = {name: LogLikelihood.load(Path(name) / "evaluation.nc") for name in names}
+    ordered = {"a": [held[names[1]], held[names[0]]], "b": [held[names[2]], held[names[3]]]}
+    expected = compare(ordered, paired_seeds=True).differences[0]
+    assert f"± {expected.std_error:.2g}" in capsys.readouterr().out
+    refused(capsys, [*names[1:], "--saved", "--paired-seeds"], "the same training seeds of all")
+
+
 def test_names() -> None:
     assert unique_names(["r/a", "r/b"]) == ["a", "b"]
     assert unique_names(["r/a", "s/a", "b"]) == ["r/a", "s/a", "b"]

@@ -147,6 +147,34 @@ def test_the_interval_covers_over_training_seeds(seeds: int, between: float) -> 
     assert 0.95 - 3 * error < share < 0.95 + 4 * error
 
 
+def test_the_interval_covers_over_paired_seeds() -> None:
+    """What both owe to a seed alike cancels; 300 repeats, refused as above."""
+    whole = []
+
+    def once(repeat: int) -> Comparison:
+        noise = normal(2, 4, 41, seed=repeat)
+        values = 0.2 * noise[..., :1] + 0.5 * noise[..., 1:]
+        values = values + 2 * normal(1, 4, 1, seed=30_000 + repeat)
+        results = {name: [*map(result, v)] for name, v in zip("ab", values, strict=True)}
+        whole.append(compare(results).differences[0].std_error)
+        return compare(results, paired_seeds=True)
+
+    held = list(map(once, range(300)))
+    share = coverage(300, lambda repeat: held[repeat], 0.0)
+    error = math.sqrt(0.95 * 0.05 / 300)
+    assert 0.95 - 3 * error < share < 0.95 + 4 * error
+    paired = torch.tensor([each.differences[0].std_error for each in held])
+    assert float((torch.tensor(whole) / paired).median()) > 4  # 2 against 0.2 nats, less the rest
+
+
+def test_paired_seeds_are_of_one_number() -> None:
+    three, one = [result(normal(5, seed=s)) for s in range(3)], [result(normal(5, seed=4))]
+    with pytest.raises(ValueError, match=r"the same number .* at least 2; got {'a': 3, 'b': 2}"):
+        compare({"a": three, "b": three[:2]}, paired_seeds=True)
+    with pytest.raises(ValueError, match=r"at least 2; got {'a': 1, 'b': 1}"):
+        compare({"a": one, "b": one}, paired_seeds=True)
+
+
 def test_two_way_errors_agree_with_the_analysis_of_variance() -> None:
     values = normal(3, 30, seed=5) + normal(3, 1, seed=6)
     found = compare({"a": [*map(result, values)], "b": result(torch.zeros(30))}, reference="b")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pyrodiff.comparison.paired import (
+    Design,
     Difference,
     Evaluated,
-    difference,
     mean_error,
     monte_carlo,
     own_error,
@@ -66,6 +66,15 @@ def _check(models: Mapping[str, Evaluated]) -> None:
             raise ValueError(f"Expected finite values; got {count} of {name!r} that are not.")
 
 
+def _check_paired(models: Mapping[str, Evaluated]) -> None:
+    counts = {name: len(model.results) for name, model in models.items()}
+    if len(set(counts.values())) > 1 or min(counts.values()) < 2:
+        raise ValueError(
+            "Expected for paired seeds the same number of training seeds of every model, at least "
+            f"2; got {counts}."
+        )
+
+
 def _clusters(clusters: Sequence[object] | Tensor | None, samples: int) -> Tensor:
     """Labels as 0 … G − 1, shape (N,)."""
     if clusters is None:
@@ -95,6 +104,7 @@ def compare(
     *,
     reference: str | None = None,
     clusters: Sequence[object] | Tensor | None = None,
+    paired_seeds: bool = False,
     common_noise: bool | None = None,
     level: float = 0.95,
 ) -> Comparison:
@@ -106,6 +116,9 @@ def compare(
         reference: the model that the others are compared with; default the best.
         clusters: a label per sample, where samples of one label belong together (a patient's
             images): then the clusters are what is independent.
+        paired_seeds: whether the lists are in one order of training seeds that mean the same to
+            every model (the same first weights, the same batches): then what the models owe to a
+            seed alike cancels in the difference.
         common_noise: whether the same noise streams were used (one ``seed``, one estimator), for
             results that do not hold their draws; None: what the files say, else unknown, and the
             Monte Carlo part of the error with it (not the error, which holds it).
@@ -114,7 +127,8 @@ def compare(
     Raises:
         ValueError: fewer than two models, a model without results, results of different samples
             as far as can be seen, values that are not finite, an unknown reference, clusters that
-            are not one per sample, a level outside (0, 1).
+            are not one per sample, paired seeds of which the models have different numbers or one,
+            a level outside (0, 1).
         FileNotFoundError: a path where there is no result.
     """
     models, attributes = {}, []
@@ -128,13 +142,14 @@ def compare(
     for key in _SAME:
         _check_same(key, [held[key] for held in attributes if key in held], "samples")
     common = _common(attributes) if common_noise is None else common_noise
-    return compare_evaluated(models, reference, clusters, common, level)
+    return compare_evaluated(models, reference, clusters, paired_seeds, common, level)
 
 
 def compare_evaluated(
     models: Mapping[str, Evaluated],
     reference: str | None,
     clusters: Sequence[object] | Tensor | None,
+    paired_seeds: bool,
     common: bool | None,
     level: float,
 ) -> Comparison:
@@ -146,16 +161,16 @@ def compare_evaluated(
     if reference is not None and reference not in models:
         raise ValueError(f"Expected a reference among {list(models)}; got {reference!r}.")
     _check(models)
+    if paired_seeds:
+        _check_paired(models)
     samples = len(next(iter(models.values())).results[0].value)
-    groups = _clusters(clusters, samples)
-    summaries = {name: _summary(model, groups) for name, model in models.items()}
+    design = Design(_clusters(clusters, samples), paired_seeds, common, level)
+    summaries = {name: _summary(model, design.clusters) for name, model in models.items()}
     order = sorted(models, key=lambda name: summaries[name].value, reverse=True)
     reference = order[0] if reference is None else reference
     pair = (reference, models[reference])
     differences = tuple(
-        _difference((name, models[name]), pair, groups, common, level)
-        for name in order
-        if name != reference
+        _difference((name, models[name]), pair, design) for name in order if name != reference
     )
     return Comparison(
         {name: summaries[name] for name in order},
@@ -185,14 +200,13 @@ def _summary(model: Evaluated, clusters: Tensor) -> Summary:
 def _difference(
     model: tuple[str, Evaluated],
     reference: tuple[str, Evaluated],
-    clusters: Tensor,
-    common: bool | None,
-    level: float,
+    design: Design,
 ) -> Difference:
     (name, a), (other, b) = model, reference
-    d, error = difference(a, b, clusters)
-    value, half = float(d.mean()), error.half_width(level)
-    verdict = judge(a, b, d, clusters, level)
+    d = a.values.mean(0) - b.values.mean(0)
+    error = design.error(d, a, b)
+    value, half = float(d.mean()), error.half_width(design.level)
+    verdict = judge(a, b, d, design)
     text = verdict.text.replace("{a}", name).replace("{b}", other)
     return Difference(
         name,
@@ -201,7 +215,7 @@ def _difference(
         error.std_error,
         error.between_samples,
         error.between_seeds,
-        *monte_carlo(a, b, common),
+        *monte_carlo(a, b, design.common),
         error.degrees_of_freedom,
         value - half,
         value + half,

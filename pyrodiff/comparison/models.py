@@ -33,6 +33,7 @@ def compare_models(
     context: Tensor | None = None,
     reference: str | None = None,
     clusters: Sequence[object] | Tensor | None = None,
+    paired_seeds: bool = False,
     level: float = 0.95,
 ) -> Comparison:
     """Evaluate models on the same samples with the same noise, and compare them.
@@ -47,7 +48,7 @@ def compare_models(
             weights (``TermwiseBound``); path and importance bounds need no repeats for that.
         batch_size: rows per network call, at most.
         context: shape (N, …) or None.
-        reference, clusters, level: as of ``compare``.
+        reference, clusters, paired_seeds, level: as of ``compare``.
 
     Raises:
         ValueError: ``repeats`` < 1, names without an estimator; what ``compare`` and the estimator
@@ -67,7 +68,7 @@ def compare_models(
         runs = [[own.estimate(m, x_0, seed=s, **options) for s in seeds] for m in several]
         found[name] = evaluated(runs)
     # without draws it is not known how much of the noise the models have in common
-    return compare_evaluated(found, reference, clusters, None, level)
+    return compare_evaluated(found, reference, clusters, paired_seeds, None, level)
 
 
 def repeat_seeds(seed: int, repeats: int) -> list[int]:

@@ -8,6 +8,9 @@ Model A has S_A training seeds (often one), B has S_B; v_is is the value of samp
         + Σ_{A,B} [ s²(v̄_s)/S − Σ_is r_is² / ((N − 1)(S − 1) N S) ]₊   training seeds
         r_is = v_is − v̄_i − v̄_s + v̄
 
+    where seed s is common to both (the same first weights and batches), the sum has one term, with
+    v_is = v^A_is − v^B_is: what they owe to the seed alike is no error of the difference.
+
 The first is s²(d)/N where every sample is a cluster of its own.  Both hold the spread that belongs
 to sample and seed together, which is therefore taken from one of them: clustering in two ways
 (Cameron, Gelbach and Miller, 2011; for balanced data the analysis of variance of crossed random
@@ -39,10 +42,10 @@ from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.importance import log_mean_exp
 
 __all__ = [
+    "Design",
     "Difference",
     "Error",
     "Evaluated",
-    "difference",
     "draws_of",
     "mean_error",
     "monte_carlo",
@@ -254,7 +257,22 @@ def mean_error(d: Tensor, models: Sequence[Tensor], clusters: Tensor) -> Error:
     return Error(*parts, max(float(least), freedom))
 
 
-def difference(a: Evaluated, b: Evaluated, clusters: Tensor) -> tuple[Tensor, Error]:
-    """d_i, shape (N,), and the error of its mean."""
-    d = a.values.mean(0) - b.values.mean(0)
-    return d, mean_error(d, [a.values, b.values], clusters)
+class Design(NamedTuple):
+    """What belongs together, and the level of the intervals.
+
+    Args:
+        clusters: 0 … G − 1 of each sample, shape (N,).
+        paired_seeds: whether seed s of one model and seed s of another are one seed.
+        common: whether the models were given the same noise; None: unknown.
+        level: of the intervals.
+    """
+
+    clusters: Tensor
+    paired_seeds: bool
+    common: bool | None
+    level: float
+
+    def error(self, d: Tensor, a: Evaluated, b: Evaluated) -> Error:
+        """The error of the mean of d, shape (N,), made of the values of A and B."""
+        models = [a.values - b.values] if self.paired_seeds else [a.values, b.values]
+        return mean_error(d, models, self.clusters)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrodiff.comparison.paired import Difference, Error, Evaluated, draws_of, mean_error
+from pyrodiff.comparison.paired import Design, Difference, Error, Evaluated, draws_of
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.importance import log_mean_exp
 
@@ -83,29 +83,28 @@ def _shift(model: Evaluated, side: int) -> tuple[Tensor | float, bool] | None:
     return None if found is None else (found, False)
 
 
-def judge(a: Evaluated, b: Evaluated, d: Tensor, clusters: Tensor, level: float) -> Verdict:
+def judge(a: Evaluated, b: Evaluated, d: Tensor, design: Design) -> Verdict:
     """Whether the order of the mean log p of A and B follows from their results.
 
     Args:
         a, b: with the names taken out; the text speaks of ``{a}`` and ``{b}``.
         d: d_i, shape (N,).
-        clusters: of the samples, shape (N,).
-        level: of the interval that must lie on one side.
+        design: with the level of the interval that must lie on one side.
     """
     for better, worse, sign in ((a, b, 1.0), (b, a, -1.0)):
         low, high = _shift(better, -1), _shift(worse, 1)
         if low is None or high is None:
             continue
         least = sign * d + low[0] - high[0]
-        error = mean_error(least, [a.values, b.values], clusters)
-        if float(least.mean()) - _known(error, level) > 0:
+        error = design.error(least, a, b)
+        if float(least.mean()) - _known(error, design.level) > 0:
             certain = low[1] and high[1]
             names = ("{a}", "{b}") if sign > 0 else ("{b}", "{a}")
             why = _reason(better, worse, certain)
             text = f"{names[0]} has the higher log p than {names[1]}: "
             status = "decided" if certain else "likely"
             return Verdict(status, f"{status}: {text}{why}")
-    return Verdict("not decided", _undecided(a, b, d, clusters, level))
+    return Verdict("not decided", _undecided(a, b, d, design))
 
 
 def _known(error: Error, level: float) -> float:
@@ -122,10 +121,10 @@ def _reason(better: Evaluated, worse: Evaluated, certain: bool) -> str:
     return "as far as the estimates have no bias"
 
 
-def _undecided(a: Evaluated, b: Evaluated, d: Tensor, clusters: Tensor, level: float) -> str:
-    error = mean_error(d, [a.values, b.values], clusters)
+def _undecided(a: Evaluated, b: Evaluated, d: Tensor, design: Design) -> str:
+    error = design.error(d, a, b)
     what = f"not decided: {{a}} ({a.results[0].kind}) and {{b}} ({b.results[0].kind}) "
-    if not abs(float(d.mean())) > _known(error, level):
+    if not abs(float(d.mean())) > _known(error, design.level):
         return what + "differ by no more than the error"
     return what + "differ by what may be looseness of the bounds alone"
 
