@@ -524,6 +524,9 @@ def test_concatenate_refuses_parts_of_different_kinds() -> None:
         other = replace(full(), **{name: value})
         with pytest.raises(ValueError, match=f"Expected parts with one {name}; got"):
             LogLikelihood.concatenate([full(), other])
+    one, other = (replace(full(), model=name) for name in ("1f", "2e"))
+    assert LogLikelihood.concatenate([one, one]).model == "1f"
+    assert LogLikelihood.concatenate([one, other]).model == ""
     joined = LogLikelihood.concatenate([full(), full()])
     assert joined.log_weights.shape == (6, 5) and joined.reference.shape == (6,)
     assert torch.equal(joined.timesteps, full().timesteps) and joined.shared_calls == 11

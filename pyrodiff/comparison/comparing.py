@@ -236,8 +236,8 @@ def _notes(models: Mapping[str, Evaluated], found: Sequence[Difference]) -> tupl
         notes.append(f"One training run of {alone}: the errors say nothing of its other seeds.")
     if any(math.isnan(each.monte_carlo) for each in found):
         notes.append(
-            "The Monte Carlo part of a difference is unknown, as the results do not hold their "
-            "draws and may share their noise; the error holds it. (compare_models with repeats=2 "
-            "tells.)"
+            "The Monte Carlo part of a difference is unknown, as the results do not hold draws "
+            "that pair up and may share their noise; the error holds it. (compare_models with "
+            "repeats=2 tells.)"
         )
     return tuple(notes)

@@ -26,7 +26,8 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
     "reference": ("sample",),
 }
 _RENAMED = {"value": "log_likelihood", "terms": "term"}
-_SCALARS = ("kind", "dimensions", "estimator", "shared_calls", "model")
+_SETTLED = ("kind", "dimensions", "estimator", "shared_calls")  # the same for all parts
+_SCALARS = (*_SETTLED, "model")
 
 FEWEST_WEIGHTS = 30  # k̂ rests on the largest fifth: with five of them ArviZ 1.x fits nothing
 
@@ -173,13 +174,15 @@ class LogLikelihood:
     def concatenate(parts: Sequence["LogLikelihood"]) -> "LogLikelihood":
         """The results of the parts of a data set, by the same estimator, as one.
 
+        Parts of several models (training seeds, say) give a result whose ``model`` is empty.
+
         Raises:
             ValueError: no parts, or parts of different estimators.
         """
         if not parts:
             raise ValueError("Expected at least one part; got none.")
         first = parts[0]
-        for name in _SCALARS:
+        for name in _SETTLED:
             values = {getattr(part, name) for part in parts}
             if len(values) > 1:
                 raise ValueError(f"Expected parts with one {name}; got {sorted(map(str, values))}.")
@@ -187,6 +190,8 @@ class LogLikelihood:
         if len(held) > 1:
             raise ValueError(f"Expected parts that hold the same; got {sorted(held)}.")
         joined: dict[str, Any] = {}
+        if any(part.model != first.model for part in parts):
+            joined["model"] = ""
         for name in _VARIABLES:
             if getattr(first, name) is not None:
                 joined[name] = torch.cat([getattr(part, name) for part in parts])
