@@ -161,18 +161,24 @@ def bounds(estimator: Estimator, repeats: int, samples: int) -> dict[str, float 
     return figures([one(found, slice(start, start + samples)) for start in starts], *truth)
 
 
-def seeds(repeats: int, samples: int, runs: int, between: float) -> dict[str, float | None]:
-    """v_is = log p(x_i) + b_s + e_is for either side, sd of e half of a nat."""
+def seeds(
+    repeats: int, samples: int, runs: int, between: float, alike: float = 0.0, paired: bool = False
+) -> dict[str, float | None]:
+    """v_is = log p(x_i) + a_s + b_s + e_is for either side, sd of e half of a nat.
+
+    a_s, of sd ``alike``, is what both sides owe to seed s.
+    """
     truth = log_p_difference()
     generator, found = torch.Generator().manual_seed(5), []
     for repeat in range(repeats):
         x = TRUE.sample(samples, seed=1000 + repeat)
+        both = alike * torch.randn(runs, 1, generator=generator, dtype=F64) if alike else 0.0
         results = {}
         for name, law in (("true", TRUE), ("other", OTHER)):
             shift = between * torch.randn(runs, 1, generator=generator, dtype=F64)
             rest = 0.5 * torch.randn(runs, samples, generator=generator, dtype=F64)
-            results[name] = [exact(value) for value in law.log_prob(x) + shift + rest]
-        found.append(compare(results, reference="true"))
+            results[name] = [exact(value) for value in law.log_prob(x) + both + shift + rest]
+        found.append(compare(results, reference="true", paired_seeds=paired))
     return figures(found, *truth)
 
 
@@ -190,6 +196,9 @@ def main() -> None:
         rows[f"bound, {name}"] = bounds(estimator, *sizes)
     for runs, between in ((2, 0.1), (3, 0.0), (3, 0.1), (3, 0.3), (5, 0.3)):
         rows[f"{runs} seeds, sd {between:g} nats"] = seeds(*sizes, runs, between)
+    for paired in (False, True):
+        name = f"3 seeds, sd 0.1 nats and 0.3 alike{', paired' * paired}"
+        rows[name] = seeds(*sizes, 3, 0.1, 0.3, paired)
     table = Table("values", "coverage", "unpaired/paired (5 % of repeats)", "spread/reported")
     for name, row in rows.items():
         ratio = f"{row['unpaired_over_paired']:.1f} ({row['unpaired_over_paired_5_percent']:.1f})"
