@@ -37,9 +37,6 @@ from torch import Tensor
 import pyrodiff
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.comparison import Comparison, compare
-from pyrodiff.comparison.comparing import compare_evaluated
-from pyrodiff.comparison.models import evaluated
-from pyrodiff.comparison.paired import Evaluated
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import (
     Estimator,
@@ -95,14 +92,8 @@ def evaluate(x: Tensor, estimator: Estimator, seed: int) -> dict[str, list[LogLi
 
 def one(found: dict[str, list[LogLikelihood]], some: slice) -> Comparison:
     """The comparison of one repeat."""
-    models = {}
-    for name, runs in found.items():
-        parts = [part(run, some) for run in runs]
-        if len(parts) == 1:
-            models[name] = Evaluated(parts)
-        else:  # as compare_models with repeats=2
-            models[name] = evaluated([parts])
-    return compare_evaluated(models, "true", None, False, None, 0.95)
+    models = {name: [[part(run, some) for run in runs]] for name, runs in found.items()}
+    return compare(models, reference="true")
 
 
 def figures(

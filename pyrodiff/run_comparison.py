@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pyrodiff import serialization
-from pyrodiff.comparison import Comparison
+from pyrodiff.comparison import Comparison, repeat_seeds
 from pyrodiff.comparison import compare as compare_results
-from pyrodiff.comparison.comparing import compare_evaluated
-from pyrodiff.comparison.models import evaluated, repeat_seeds
 from pyrodiff.data import DataSet
 from pyrodiff.evaluation import evaluate_split
 from pyrodiff.likelihood import LogLikelihood
@@ -71,15 +69,14 @@ def compare(
     noise = repeat_seeds(evaluation.seed, 1 if settings.saved else settings.count(evaluation))
     if settings.saved:
         every = [[LogLikelihood.load(Path(run) / "evaluation.nc")] for run in runs]
-        paths = {m.name: [Path(runs[i]) / "evaluation.nc" for i in m.runs] for m in models}
-        found = compare_results(paths, paired_seeds=settings.paired_seeds)
+        results: Any = {m.name: [Path(runs[i]) / "evaluation.nc" for i in m.runs] for m in models}
     else:
         every = [
             _repeated(Path(run), name, dataset, evaluation, noise, settings.processes, quiet)
             for run, name, dataset in zip(runs, names, datasets, strict=True)
         ]
-        results = {m.name: evaluated([every[i] for i in m.runs]) for m in models}
-        found = compare_evaluated(results, None, None, settings.paired_seeds, None, 0.95)
+        results = {m.name: [every[i] for i in m.runs] for m in models}
+    found = compare_results(results, paired_seeds=settings.paired_seeds)
     report = Report(
         found, models, list(runs), names, every, datasets[0], evaluation, settings, noise
     )

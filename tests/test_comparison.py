@@ -17,7 +17,13 @@ from scipy import stats
 from torch import Tensor
 
 from pyrodiff import ForwardChain, ReverseChain
-from pyrodiff.comparison import Comparison, compare, compare_models, stacking_weights
+from pyrodiff.comparison import (
+    Comparison,
+    compare,
+    compare_models,
+    repeat_seeds,
+    stacking_weights,
+)
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import (
     ImportanceBound,
@@ -280,6 +286,21 @@ def test_models_take_contexts_and_several_seeds_and_an_estimator_each() -> None:
     assert found.models["a"].seeds == 2
     value = PathBound(2).estimate(models["b"], x, context=context).mean().value
     assert found.models["b"].value == pytest.approx(value)
+    bound = TermwiseBound(8)
+    repeated = {
+        name: [
+            [bound.estimate(m, x, seed=s, context=context) for s in repeat_seeds(0, 2)]
+            for m in (given if isinstance(given, list) else [given])
+        ]
+        for name, given in models.items()
+    }
+    by_hand = compare(repeated, reference="b")["a"]
+    found = compare_models(models, x, bound, context=context, reference="b", repeats=2)["a"]
+    assert vars(by_hand) | {"per_sample": 0} == vars(found) | {"per_sample": 0}
+    with pytest.raises(ValueError, match=r"as many repeats of every training seed; got \[2, 1\]"):
+        compare(repeated | {"a": [repeated["a"][0], repeated["a"][1][:1]]})
+    with pytest.raises(ValueError, match="repeats of one model with other noise; got several"):
+        compare(repeated | {"a": [[repeated["a"][0][0], repeated["a"][1][0]]]})
     twice = [PathBound(2).estimate(models["b"], x, seed=s, context=context) for s in (0, 1)]
     with pytest.raises(ValueError, match="results of 'b' from different training seeds; got one"):
         compare({"b": twice, "a": twice[0]})

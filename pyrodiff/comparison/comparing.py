@@ -9,23 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrodiff.comparison.paired import (
-    Design,
-    Difference,
-    Evaluated,
-    mean_error,
-    monte_carlo,
-    own_error,
-    same_model,
-)
+from pyrodiff.comparison.evaluated import Evaluated, same_model
+from pyrodiff.comparison.paired import Design, Difference, mean_error, monte_carlo, own_error
 from pyrodiff.comparison.summary import Comparison, Summary
 from pyrodiff.comparison.verdict import gap, judge
 from pyrodiff.likelihood import LogLikelihood
 
-__all__ = ["compare", "compare_evaluated"]
+__all__ = ["compare"]
 
 Result = LogLikelihood | str | Path
 _SAME = ("data", "split", "samples_checksum")  # attributes of files that must agree
+
+
+def _listed(given: Any) -> list[Any]:
+    return [given] if isinstance(given, LogLikelihood | str | Path) else list(given)
 
 
 def _read(path: Result) -> tuple[LogLikelihood, dict[str, Any]]:
@@ -46,11 +43,32 @@ def _check_same(name: str, values: Sequence[object], what: str) -> None:
         )
 
 
+def _read_all(
+    results: Mapping[str, Result | Sequence[Result | Sequence[Result]]],
+) -> tuple[dict[str, Evaluated], list[dict[str, Any]]]:
+    """The models, checked to be of the same samples, and what files say of their results."""
+    held = {
+        name: [[_read(each) for each in _listed(run)] for run in _listed(given)]
+        for name, given in results.items()
+    }
+    for name, runs in held.items():
+        if not all(runs) or not runs:
+            raise ValueError(f"Expected at least one result of {name!r}; got none.")
+    every = [pair for runs in held.values() for run in runs for pair in run]
+    _check_same("numbers", [len(result.value) for result, _ in every], "samples")
+    _check_same("dimensions", [result.dimensions for result, _ in every], "samples")
+    for key in _SAME:
+        _check_same(key, [told[key] for _, told in every if key in told], "samples")
+    models = {
+        name: Evaluated.of([[result for result, _ in run] for run in runs])
+        for name, runs in held.items()
+    }
+    _check(models)
+    return models, [told for _, told in every]
+
+
 def _check(models: Mapping[str, Evaluated]) -> None:
-    """Refuse what cannot be of the same samples, or has no mean."""
-    every = [result for model in models.values() for result in model.results]
-    _check_same("numbers", [len(result.value) for result in every], "samples")
-    _check_same("dimensions", [result.dimensions for result in every], "samples")
+    """Refuse what has no mean, or is no other training seed."""
     for name, model in models.items():
         kinds = sorted({result.kind for result in model.results})
         if len(kinds) > 1:
@@ -100,7 +118,7 @@ def _common(held: Sequence[dict[str, Any]]) -> bool | None:
 
 
 def compare(
-    results: Mapping[str, Result | Sequence[Result]],
+    results: Mapping[str, Result | Sequence[Result | Sequence[Result]]],
     *,
     reference: str | None = None,
     clusters: Sequence[object] | Tensor | None = None,
@@ -112,7 +130,8 @@ def compare(
 
     Args:
         results: for each model a result, the path of a saved one, or a list of them: one per
-            training seed.
+            training seed.  In the place of a result may stand a list of repeats with other noise,
+            whose mean is taken and whose spread tells the Monte Carlo error.
         reference: the model that the others are compared with; default the best.
         clusters: a label per sample, where samples of one label belong together (a patient's
             images): then the clusters are what is independent.
@@ -131,38 +150,16 @@ def compare(
             a level outside (0, 1).
         FileNotFoundError: a path where there is no result.
     """
-    models, attributes = {}, []
-    for name, given in results.items():
-        several = [given] if isinstance(given, (LogLikelihood, str, Path)) else list(given)
-        if not several:
-            raise ValueError(f"Expected at least one result of {name!r}; got none.")
-        read = [_read(each) for each in several]
-        models[name] = Evaluated([result for result, _ in read])
-        attributes += [held for _, held in read]
-    for key in _SAME:
-        _check_same(key, [held[key] for held in attributes if key in held], "samples")
-    common = _common(attributes) if common_noise is None else common_noise
-    return compare_evaluated(models, reference, clusters, paired_seeds, common, level)
-
-
-def compare_evaluated(
-    models: Mapping[str, Evaluated],
-    reference: str | None,
-    clusters: Sequence[object] | Tensor | None,
-    paired_seeds: bool,
-    common: bool | None,
-    level: float,
-) -> Comparison:
-    """The comparison of models whose results are at hand; arguments as of ``compare``."""
-    if len(models) < 2:
-        raise ValueError(f"Expected at least two models; got {len(models)}.")
+    if len(results) < 2:
+        raise ValueError(f"Expected at least two models; got {len(results)}.")
     if not 0 < level < 1:
         raise ValueError(f"Expected a level between 0 and 1; got {level}.")
-    if reference is not None and reference not in models:
-        raise ValueError(f"Expected a reference among {list(models)}; got {reference!r}.")
-    _check(models)
+    if reference is not None and reference not in results:
+        raise ValueError(f"Expected a reference among {list(results)}; got {reference!r}.")
+    models, attributes = _read_all(results)
     if paired_seeds:
         _check_paired(models)
+    common = _common(attributes) if common_noise is None else common_noise
     samples = len(next(iter(models.values())).results[0].value)
     design = Design(_clusters(clusters, samples), paired_seeds, common, level)
     summaries = {name: _summary(model, design.clusters) for name, model in models.items()}

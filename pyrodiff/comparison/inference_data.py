@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrodiff.comparison.paired import same_model
+from pyrodiff.comparison.evaluated import same_model
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.importance import log_mean_exp
 

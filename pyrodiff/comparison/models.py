@@ -5,21 +5,18 @@ and what the noise adds to one value it adds to the other: their difference vari
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
-from pyrodiff.comparison.comparing import compare_evaluated
-from pyrodiff.comparison.paired import Evaluated
+from pyrodiff.comparison.comparing import compare
 from pyrodiff.comparison.summary import Comparison
-from pyrodiff.likelihood import Estimator, LogLikelihood
+from pyrodiff.likelihood import Estimator
 from pyrodiff.likelihood.path import check_count
 from pyrodiff.streams import derived_seed
 
-__all__ = ["compare_models", "evaluated", "repeat_seeds"]
+__all__ = ["compare_models", "repeat_seeds"]
 
 
 def compare_models(
@@ -65,41 +62,12 @@ def compare_models(
         several = [given] if isinstance(given, ReverseChain) else list(given)
         if not several:
             raise ValueError(f"Expected at least one model of {name!r}; got none.")
-        runs = [[own.estimate(m, x_0, seed=s, **options) for s in seeds] for m in several]
-        found[name] = evaluated(runs)
-    # without draws it is not known how much of the noise the models have in common
-    return compare_evaluated(found, reference, clusters, paired_seeds, None, level)
+        found[name] = [[own.estimate(m, x_0, seed=s, **options) for s in seeds] for m in several]
+    return compare(
+        found, reference=reference, clusters=clusters, paired_seeds=paired_seeds, level=level
+    )
 
 
 def repeat_seeds(seed: int, repeats: int) -> list[int]:
     """A seed for each repeat of an evaluation; ``seed`` itself where there is one."""
     return [seed] if repeats == 1 else [derived_seed(seed, word) for word in range(repeats)]
-
-
-def evaluated(runs: Sequence[Sequence[LogLikelihood]]) -> Evaluated:
-    """From the repeats of each training seed."""
-    if len(runs[0]) == 1:
-        return Evaluated([repeats[0] for repeats in runs])
-    values = [torch.stack([result.value for result in repeats], 1).double() for repeats in runs]
-    return Evaluated([_mean(repeats) for repeats in runs], values)
-
-
-def _mean(repeats: Sequence[LogLikelihood]) -> LogLikelihood:
-    """The mean of evaluations with independent noise, a result that keeps no draws."""
-    first, count = repeats[0], len(repeats)
-    values = torch.stack([result.value for result in repeats], 1)
-    errors = torch.stack([result.std_error for result in repeats], 1)
-    freedom = [result.degrees_of_freedom for result in repeats]
-    known = [each for each in freedom if each is not None]
-    return replace(
-        first,
-        value=values.mean(1),
-        std_error=errors.square().sum(1).sqrt() / count,
-        calls=torch.stack([result.calls for result in repeats]).sum(0),
-        degrees_of_freedom=torch.stack(known).sum(0) if len(known) == count else None,
-        terms=None,
-        timesteps=None,
-        log_weights=None,
-        reference=None,
-        estimator=f"mean of {count} × {first.estimator}",
-    )

@@ -38,62 +38,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.importance import log_mean_exp
+from pyrodiff.comparison.evaluated import Evaluated
 
 __all__ = [
     "Design",
     "Difference",
     "Error",
-    "Evaluated",
-    "draws_of",
     "mean_error",
     "monte_carlo",
     "own_error",
-    "same_model",
 ]
-
-
-def same_model(one: LogLikelihood, other: LogLikelihood) -> bool:
-    """Whether both are of one trained model; by their values where a model is not known again."""
-    if one.model and other.model:
-        return one.model == other.model
-    return torch.equal(one.value, other.value)
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluated:
-    """One model's results, one per training seed.
-
-    Args:
-        results: of the same samples.
-        repeats: for each of them the values that it is the mean of, (N, R), or None.
-    """
-
-    results: Sequence[LogLikelihood]
-    repeats: Sequence[Tensor] | None = None
-
-    @property
-    def values(self) -> Tensor:
-        """v, nats, shape (S, N), float64."""
-        return torch.stack([result.value.double() for result in self.results])
-
-    @property
-    def std_errors(self) -> Tensor:
-        """The Monte Carlo standard errors, nats, shape (S, N), float64."""
-        return torch.stack([result.std_error.double() for result in self.results])
-
-    @property
-    def shares(self) -> Tensor | None:
-        """mean_s φ, shape (N, K), or None where the results do not hold their draws."""
-        if self.repeats is not None:
-            found: list[Tensor | None] = [_centered(values) for values in self.repeats]
-        else:
-            found = [_shares(result) for result in self.results]
-        held = [shares for shares in found if shares is not None]
-        if len(held) < len(found) or len({shares.shape for shares in held}) > 1:
-            return None
-        return torch.stack(held).mean(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,34 +118,6 @@ class Error(NamedTuple):
         if not self.std_error > 0:
             return math.nan if value == 0 or math.isnan(self.std_error) else float(value > 0)
         return float(stats.t.cdf(value / self.std_error, self.degrees_of_freedom))
-
-
-def _centered(values: Tensor) -> Tensor | None:
-    """φ of a mean over the last axis."""
-    count = values.shape[1]
-    return (values - values.mean(1, keepdim=True)) / count if count > 1 else None
-
-
-def draws_of(result: LogLikelihood) -> str | None:
-    """What the value is of the weights that it holds: ``"mean"``, ``"log mean"`` or None."""
-    log_w = result.log_weights
-    # one weight of an upper bound is of the posterior, and not like the others
-    if log_w is None or result.kind == "upper bound" or not bool(log_w.isfinite().all()):
-        return None
-    log_w = log_w.double()
-    for name, value in (("mean", log_w.mean(1)), ("log mean", log_mean_exp(log_w))):
-        if torch.allclose(value, result.value.double(), rtol=1e-6, atol=1e-6):
-            return name
-    return None
-
-
-def _shares(result: LogLikelihood) -> Tensor | None:
-    """φ of one result, shape (N, K)."""
-    kind, log_w = draws_of(result), result.log_weights
-    if kind is None or log_w is None or log_w.shape[1] < 2:
-        return None
-    log_w = log_w.double()
-    return _centered(log_w) if kind == "mean" else log_w.softmax(1) - 1 / log_w.shape[1]
 
 
 def _shares_error(shares: Tensor) -> float:

@@ -22,7 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrodiff.comparison.paired import Design, Difference, Error, Evaluated, draws_of
+from pyrodiff.comparison.evaluated import Evaluated, draws_of
+from pyrodiff.comparison.paired import Design, Difference, Error
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.importance import log_mean_exp
 

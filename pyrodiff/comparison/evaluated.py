@@ -1,0 +1,120 @@
+"""What is known of one model: results by training seed, and the draws that they were made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pyrodiff.likelihood import LogLikelihood
+from pyrodiff.likelihood.importance import log_mean_exp
+
+__all__ = ["Evaluated", "draws_of", "same_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """One model's results, one per training seed.
+
+    Args:
+        results: of the same samples.
+        repeats: for each of them the values that it is the mean of, (N, R), or None.
+    """
+
+    results: Sequence[LogLikelihood]
+    repeats: Sequence[Tensor] | None = None
+
+    @classmethod
+    def of(cls, runs: Sequence[Sequence[LogLikelihood]]) -> "Evaluated":
+        """From the repeats of each training seed.
+
+        Raises:
+            ValueError: numbers of repeats that differ, or repeats of several models.
+        """
+        counts = [len(repeats) for repeats in runs]
+        if len(set(counts)) > 1:
+            raise ValueError(f"Expected as many repeats of every training seed; got {counts}.")
+        if any(len({result.model for result in repeats}) > 1 for repeats in runs):
+            raise ValueError("Expected repeats of one model with other noise; got several models.")
+        if counts[0] == 1:
+            return cls([repeats[0] for repeats in runs])
+        values = [torch.stack([result.value for result in each], 1).double() for each in runs]
+        return cls([_mean(repeats) for repeats in runs], values)
+
+    @property
+    def values(self) -> Tensor:
+        """v, nats, shape (S, N), float64."""
+        return torch.stack([result.value.double() for result in self.results])
+
+    @property
+    def std_errors(self) -> Tensor:
+        """The Monte Carlo standard errors, nats, shape (S, N), float64."""
+        return torch.stack([result.std_error.double() for result in self.results])
+
+    @property
+    def shares(self) -> Tensor | None:
+        """mean_s φ, shape (N, K), or None where the results do not hold their draws."""
+        if self.repeats is not None:
+            found: list[Tensor | None] = [_centered(values) for values in self.repeats]
+        else:
+            found = [_shares(result) for result in self.results]
+        held = [shares for shares in found if shares is not None]
+        if len(held) < len(found) or len({shares.shape for shares in held}) > 1:
+            return None
+        return torch.stack(held).mean(0)
+
+
+def same_model(one: LogLikelihood, other: LogLikelihood) -> bool:
+    """Whether both are of one trained model; by their values where a model is not known again."""
+    if one.model and other.model:
+        return one.model == other.model
+    return torch.equal(one.value, other.value)
+
+
+def _mean(repeats: Sequence[LogLikelihood]) -> LogLikelihood:
+    """The mean of evaluations with independent noise, a result that keeps no draws."""
+    first, count = repeats[0], len(repeats)
+    values = torch.stack([result.value for result in repeats], 1)
+    errors = torch.stack([result.std_error for result in repeats], 1)
+    freedom = [result.degrees_of_freedom for result in repeats]
+    known = [each for each in freedom if each is not None]
+    return replace(
+        first,
+        value=values.mean(1),
+        std_error=errors.square().sum(1).sqrt() / count,
+        calls=torch.stack([result.calls for result in repeats]).sum(0),
+        degrees_of_freedom=torch.stack(known).sum(0) if len(known) == count else None,
+        terms=None,
+        timesteps=None,
+        log_weights=None,
+        reference=None,
+        estimator=f"mean of {count} × {first.estimator}",
+    )
+
+
+def _centered(values: Tensor) -> Tensor | None:
+    """φ of a mean over the last axis."""
+    count = values.shape[1]
+    return (values - values.mean(1, keepdim=True)) / count if count > 1 else None
+
+
+def draws_of(result: LogLikelihood) -> str | None:
+    """What the value is of the weights that it holds: ``"mean"``, ``"log mean"`` or None."""
+    log_w = result.log_weights
+    # one weight of an upper bound is of the posterior, and not like the others
+    if log_w is None or result.kind == "upper bound" or not bool(log_w.isfinite().all()):
+        return None
+    log_w = log_w.double()
+    for name, value in (("mean", log_w.mean(1)), ("log mean", log_mean_exp(log_w))):
+        if torch.allclose(value, result.value.double(), rtol=1e-6, atol=1e-6):
+            return name
+    return None
+
+
+def _shares(result: LogLikelihood) -> Tensor | None:
+    """φ of one result, shape (N, K)."""
+    kind, log_w = draws_of(result), result.log_weights
+    if kind is None or log_w is None or log_w.shape[1] < 2:
+        return None
+    log_w = log_w.double()
+    return _centered(log_w) if kind == "mean" else log_w.softmax(1) - 1 / log_w.shape[1]
