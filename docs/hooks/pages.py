@@ -140,7 +140,10 @@ def _home(name: str) -> str:
 
 
 def mathml(tex: str, display: bool) -> str:
-    found = convert(html.unescape(tex).strip(), display="block" if display else "inline")
+    one_line = " ".join(html.unescape(tex).split("\n")).strip()  # "\\" at a line's end is a space
+    found = convert(one_line, display="block" if display else "inline")
+    if "\\" in found:
+        raise ValueError(f"Expected a formula that converts as a whole; got {tex!r}.")
     return re.sub(
         r"(?<!<msu.>)(<mi>(?:log|exp)</mi>)(?=<m[isn])", r"\1<mspace width='0.17em'/>", found
     )
