@@ -159,6 +159,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
         runs = ", ".join(report.runs[place] for place in model.runs)
         seeds = ", ".join(map(str, model.seeds))
         told.append((model.name, f"{runs}; training seed{'s' * (len(model.seeds) > 1)} {seeds}"))
+    if report.settings.paired_seeds:
+        told.append(("Training seeds", "taken as pairs: what models owe to a seed alike cancels"))
     told += [(f"Estimator of {name}", _cost(result)) for name, result in report.first.items()]
     versions = f"pyrodiff {pyrodiff.__version__}, torch {torch.__version__}, "
     versions += f"Pyro {pyro.__version__}, Python {platform.python_version()}"

@@ -89,16 +89,19 @@ def in_order_of_seeds(models: Sequence[Model]) -> list[Model]:
     """The models with their runs by training seed, the same seeds for all.
 
     Raises:
-        ValueError: models of other seeds.
+        ValueError: models of other seeds, or of one.
     """
     found = []
     for model in models:
         pairs = sorted(zip(model.seeds, model.runs, strict=True))
         seeds, runs = zip(*pairs, strict=True)
         found.append(Model(model.name, runs, seeds))
-    if len({model.seeds for model in found}) > 1:
+    if len({model.seeds for model in found}) > 1 or len(found[0].seeds) < 2:
         told = "; ".join(f"{model.name}: {', '.join(map(str, model.seeds))}" for model in found)
-        raise ValueError(f"Expected for paired seeds the same training seeds of all; got {told}.")
+        raise ValueError(
+            "Expected for paired seeds the same training seeds of all models, at least two; "
+            f"got {told}."
+        )
     return found
 
 

@@ -256,7 +256,10 @@ def test_paired_seeds(runs: dict[str, Path], tmp_path: Path, monkeypatch, capsys
     ordered = {"a": [held[names[1]], held[names[0]]], "b": [held[names[2]], held[names[3]]]}
     expected = compare(ordered, paired_seeds=True).differences[0]
     assert f"± {expected.std_error:.2g}" in capsys.readouterr().out
-    refused(capsys, [*names[1:], "--saved", "--paired-seeds"], "the same training seeds of all")
+    assert "taken as pairs" in page.text
+    said = "the same training seeds of all models, at least two"
+    refused(capsys, [*names[1:], "--saved", "--paired-seeds"], said)
+    refused(capsys, [names[1], names[2], "--paired-seeds"], said)
 
 
 def test_names() -> None:

@@ -299,14 +299,22 @@ def test_models_take_contexts_and_several_seeds_and_an_estimator_each() -> None:
     assert vars(by_hand) | {"per_sample": 0} == vars(found) | {"per_sample": 0}
     with pytest.raises(ValueError, match=r"as many repeats of every training seed; got \[2, 1\]"):
         compare(repeated | {"a": [repeated["a"][0], repeated["a"][1][:1]]})
-    with pytest.raises(ValueError, match="repeats of one model with other noise; got several"):
-        compare(repeated | {"a": [[repeated["a"][0][0], repeated["a"][1][0]]]})
+    first, again = repeated["a"][0]
+    for repeats, said in (
+        ([first, repeated["a"][1][0]], "one model and estimator; got models"),
+        ([first, replace(again, kind="estimate")], "got kinds estimate, lower bound"),
+        ([first, replace(again, estimator="PathBound(2)")], "estimators PathBound, TermwiseBound"),
+        ([first, first], "repeats with other noise; got the same values twice"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            compare(repeated | {"a": [repeats]})
+    compare(repeated | {"a": [[first, replace(again, model="")]]})  # of an older file
     twice = [PathBound(2).estimate(models["b"], x, seed=s, context=context) for s in (0, 1)]
     with pytest.raises(ValueError, match="results of 'b' from different training seeds; got one"):
         compare({"b": twice, "a": twice[0]})
     with pytest.raises(ValueError, match=r"an estimator for every model; got none for \['b'\]"):
         compare_models(models, x, {"a": PathBound(2)}, context=context)
-    with pytest.raises(ValueError, match="at least one model of 'a'"):
+    with pytest.raises(ValueError, match="at least one training seed of 'a'"):
         compare_models({"a": [], "b": model(2)}, x, PathBound(2), context=context)
     with pytest.raises(ValueError, match="Expected repeats to be an integer >= 1; got 0"):
         compare_models(models, x, PathBound(2), context=context, repeats=0)
@@ -399,7 +407,7 @@ def test_what_is_not_of_the_same_samples_is_refused() -> None:
         compare({"a": a, "b": replace(b, dimensions=3)})
     with pytest.raises(ValueError, match="at least two models; got 1"):
         compare({"a": a})
-    with pytest.raises(ValueError, match="at least one result of 'b'; got none"):
+    with pytest.raises(ValueError, match="at least one training seed of 'b'; got none"):
         compare({"a": a, "b": []})
     with pytest.raises(ValueError, match="'b' to be of one kind; got"):
         compare({"a": a, "b": [b, replace(b, kind="lower bound")]})

@@ -544,6 +544,10 @@ def test_file_keeps_every_field(tmp_path: Path) -> None:
             torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)
         else:
             assert new == old and type(new) is type(old)
+    dataset = replace(result, model="1f").to_dataset()
+    del dataset.attrs["model"]  # as files were before
+    dataset.to_netcdf(tmp_path / "older.nc", engine="h5netcdf")
+    assert LogLikelihood.load(tmp_path / "older.nc").model == ""
 
 
 def test_file_of_an_estimate_keeps_its_weights(tmp_path: Path, point: Tensor) -> None:

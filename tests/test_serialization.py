@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from pyrodiff import ForwardChain, ReverseChain, serialization
 from pyrodiff.decoders import CategoricalDecoder, DiscretizedGaussianDecoder, GaussianDecoder
 from pyrodiff.denoisers import DataDenoiser, MeanDenoiser, NoiseDenoiser, VelocityDenoiser
+from pyrodiff.likelihood import PathBound
 from pyrodiff.networks import ResidualConvNet, ResidualMLP
 from pyrodiff.schedules import BetaSchedule, CosineSchedule, LinearSchedule, LogSNRSchedule
 from pyrodiff.variances import FixedLarge, FixedSmall, LearnedDiagonal, LearnedRange
@@ -354,6 +356,37 @@ def test_a_fingerprint_knows_a_model_again(tmp_path: Path) -> None:
     with torch.no_grad():
         next(model.parameters()).view(-1)[-1] += 1e-3
     assert serialization.fingerprint(model) != first
+
+
+def test_a_fingerprint_sees_plain_attributes_and_no_types_of_numbers() -> None:
+    class Guided(nn.Module):
+        def __init__(self, strength: float, extra: Any = None) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.network, self.strength, self.extra = External(), strength, extra
+            self.register_buffer("phase", torch.ones(2, dtype=torch.complex64).conj())
+
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            return (1 + self.strength) * self.network(x, time)
+
+        def get_extra_state(self) -> Any:
+            return self.extra
+
+        def set_extra_state(self, state: Any) -> None: ...
+
+    def model(network: nn.Module, maximum: Any = 4.0) -> ReverseChain:
+        forward = ForwardChain(LogSNRSchedule(maximum, -6), 3)
+        return ReverseChain(NoiseDenoiser(network), forward, (2,))
+
+    state = torch.zeros(1)
+    plain = serialization.fingerprint(model(Guided(0.0, state)))
+    assert plain and plain == serialization.fingerprint(model(Guided(0.0, state), 4))
+    assert plain != serialization.fingerprint(model(Guided(0.5, state)))
+    odd = model(Guided(0.0, state))
+    object.__setattr__(odd.forward_chain.schedule, "maximum", np.float32(4))
+    for unknown in (model(Guided(0.0, {"a": 1})), odd):
+        assert serialization.fingerprint(unknown) == ""
+        assert PathBound().estimate(unknown, torch.zeros(1, 2)).model == ""
 
 
 def test_a_fingerprint_says_nothing_of_what_it_cannot_see() -> None:

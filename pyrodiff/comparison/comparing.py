@@ -15,7 +15,7 @@ from pyrodiff.comparison.summary import Comparison, Summary
 from pyrodiff.comparison.verdict import gap, judge
 from pyrodiff.likelihood import LogLikelihood
 
-__all__ = ["compare"]
+__all__ = ["check_request", "compare"]
 
 Result = LogLikelihood | str | Path
 _SAME = ("data", "split", "samples_checksum")  # attributes of files that must agree
@@ -52,7 +52,7 @@ def _read_all(
         for name, given in results.items()
     }
     for name, runs in held.items():
-        if not all(runs) or not runs:
+        if not all(runs):
             raise ValueError(f"Expected at least one result of {name!r}; got none.")
     every = [pair for runs in held.values() for run in runs for pair in run]
     _check_same("numbers", [len(result.value) for result, _ in every], "samples")
@@ -76,7 +76,7 @@ def _check(models: Mapping[str, Evaluated]) -> None:
         if any(same_model(*pair) for pair in combinations(model.results, 2)):
             raise ValueError(
                 f"Expected results of {name!r} from different training seeds; got one trained "
-                "model twice. For evaluations with other noise, compare_models has repeats."
+                "model twice. Evaluations with other noise go into a list of their own: [[a, b]]."
             )
         finite = model.values.isfinite()
         if not bool(finite.all()):
@@ -84,12 +84,28 @@ def _check(models: Mapping[str, Evaluated]) -> None:
             raise ValueError(f"Expected finite values; got {count} of {name!r} that are not.")
 
 
-def _check_paired(models: Mapping[str, Evaluated]) -> None:
-    counts = {name: len(model.results) for name, model in models.items()}
-    if len(set(counts.values())) > 1 or min(counts.values()) < 2:
+def check_request(
+    counts: Mapping[str, int], reference: str | None, paired_seeds: bool, level: float
+) -> None:
+    """Raise ValueError for what no comparison can be; before anything is evaluated.
+
+    Args:
+        counts: training seeds of each model.
+        reference, paired_seeds, level: as of ``compare``.
+    """
+    if len(counts) < 2:
+        raise ValueError(f"Expected at least two models; got {len(counts)}.")
+    if not 0 < level < 1:
+        raise ValueError(f"Expected a level between 0 and 1; got {level}.")
+    if reference is not None and reference not in counts:
+        raise ValueError(f"Expected a reference among {list(counts)}; got {reference!r}.")
+    for name, count in counts.items():
+        if count == 0:
+            raise ValueError(f"Expected at least one training seed of {name!r}; got none.")
+    if paired_seeds and (len(set(counts.values())) > 1 or min(counts.values()) < 2):
         raise ValueError(
             "Expected for paired seeds the same number of training seeds of every model, at least "
-            f"2; got {counts}."
+            f"2; got {dict(counts)}."
         )
 
 
@@ -131,7 +147,8 @@ def compare(
     Args:
         results: for each model a result, the path of a saved one, or a list of them: one per
             training seed.  In the place of a result may stand a list of repeats with other noise,
-            whose mean is taken and whose spread tells the Monte Carlo error.
+            whose mean is taken and whose spread tells the Monte Carlo error: the n-th repeats of
+            all models with one noise, or all with noise of their own.
         reference: the model that the others are compared with; default the best.
         clusters: a label per sample, where samples of one label belong together (a patient's
             images): then the clusters are what is independent.
@@ -146,19 +163,14 @@ def compare(
     Raises:
         ValueError: fewer than two models, a model without results, results of different samples
             as far as can be seen, values that are not finite, an unknown reference, clusters that
-            are not one per sample, paired seeds of which the models have different numbers or one,
-            a level outside (0, 1).
+            are not one per sample, one trained model as two training seeds, repeats of different
+            numbers or models, paired seeds of which the models have different numbers or one, a
+            level outside (0, 1).
         FileNotFoundError: a path where there is no result.
     """
-    if len(results) < 2:
-        raise ValueError(f"Expected at least two models; got {len(results)}.")
-    if not 0 < level < 1:
-        raise ValueError(f"Expected a level between 0 and 1; got {level}.")
-    if reference is not None and reference not in results:
-        raise ValueError(f"Expected a reference among {list(results)}; got {reference!r}.")
+    counts = {name: len(_listed(given)) for name, given in results.items()}
+    check_request(counts, reference, paired_seeds, level)
     models, attributes = _read_all(results)
-    if paired_seeds:
-        _check_paired(models)
     common = _common(attributes) if common_noise is None else common_noise
     samples = len(next(iter(models.values())).results[0].value)
     design = Design(_clusters(clusters, samples), paired_seeds, common, level)

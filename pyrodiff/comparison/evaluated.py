@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -29,13 +30,14 @@ class Evaluated:
         """From the repeats of each training seed.
 
         Raises:
-            ValueError: numbers of repeats that differ, or repeats of several models.
+            ValueError: numbers of repeats that differ; repeats of several models or estimators, or
+                of one noise.
         """
         counts = [len(repeats) for repeats in runs]
         if len(set(counts)) > 1:
             raise ValueError(f"Expected as many repeats of every training seed; got {counts}.")
-        if any(len({result.model for result in repeats}) > 1 for repeats in runs):
-            raise ValueError("Expected repeats of one model with other noise; got several models.")
+        for repeats in runs:
+            _check_repeats(repeats)
         if counts[0] == 1:
             return cls([repeats[0] for repeats in runs])
         values = [torch.stack([result.value for result in each], 1).double() for each in runs]
@@ -69,6 +71,22 @@ def same_model(one: LogLikelihood, other: LogLikelihood) -> bool:
     if one.model and other.model:
         return one.model == other.model
     return torch.equal(one.value, other.value)
+
+
+def _check_repeats(repeats: Sequence[LogLikelihood]) -> None:
+    """Refuse what is no evaluation of one model, again and with other noise."""
+    facts: dict[str, set[str]] = {
+        "models": {result.model for result in repeats if result.model},
+        "kinds": {str(result.kind) for result in repeats},
+        "estimators": {result.estimator.partition("(")[0] for result in repeats},
+    }
+    for what, found in facts.items():
+        if len(found) > 1:
+            got = ", ".join(sorted(found))
+            raise ValueError(f"Expected repeats of one model and estimator; got {what} {got}.")
+    for one, other in combinations(repeats, 2):
+        if torch.equal(one.value, other.value) and bool((one.std_error != 0).any()):
+            raise ValueError("Expected repeats with other noise; got the same values twice.")
 
 
 def _mean(repeats: Sequence[LogLikelihood]) -> LogLikelihood:

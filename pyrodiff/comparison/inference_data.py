@@ -88,7 +88,7 @@ def _attributes(results: Sequence[LogLikelihood], more: Mapping[str, Any]) -> di
     held: dict[str, Any] = {name: getattr(first, name) for name in _PROVENANCE}
     estimators = list(dict.fromkeys(result.estimator for result in results))
     held["estimator"] = "; ".join(estimators)
-    held["model"] = "; ".join(result.model for result in results)
+    held["model"] = "; ".join(result.model for result in results if result.model)
     held["shared_calls"] = sum(result.shared_calls for result in results)
     held["network_calls_per_sample"] = sum(r.network_evaluations for r in results) / len(results)
     library = {"inference_library": "pyrodiff", "inference_library_version": pyrodiff.__version__}

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
-from pyrodiff.comparison.comparing import compare
+from pyrodiff.comparison.comparing import check_request, compare
 from pyrodiff.comparison.summary import Comparison
 from pyrodiff.likelihood import Estimator
 from pyrodiff.likelihood.path import check_count
@@ -54,15 +54,20 @@ def compare_models(
     check_count("repeats", repeats)
     if not isinstance(estimator, Estimator) and (missing := sorted(set(models) - set(estimator))):
         raise ValueError(f"Expected an estimator for every model; got none for {missing}.")
-    seeds = repeat_seeds(seed, repeats)
+    listed = {
+        name: [given] if isinstance(given, ReverseChain) else list(given)
+        for name, given in models.items()
+    }
+    counts = {name: len(several) for name, several in listed.items()}
+    check_request(counts, reference, paired_seeds, level)
     options: dict[str, Any] = {"batch_size": batch_size, "context": context}
     found = {}
-    for name, given in models.items():
+    for name, several in listed.items():
         own = estimator if isinstance(estimator, Estimator) else estimator[name]
-        several = [given] if isinstance(given, ReverseChain) else list(given)
-        if not several:
-            raise ValueError(f"Expected at least one model of {name!r}; got none.")
-        found[name] = [[own.estimate(m, x_0, seed=s, **options) for s in seeds] for m in several]
+        found[name] = [
+            [own.estimate(model, x_0, seed=each, **options) for each in repeat_seeds(seed, repeats)]
+            for model in several
+        ]
     return compare(
         found, reference=reference, clusters=clusters, paired_seeds=paired_seeds, level=level
     )

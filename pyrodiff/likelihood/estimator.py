@@ -105,6 +105,7 @@ class Estimator(ABC):
         if len(indices) != len(x_0):
             raise ValueError(f"Expected {len(x_0)} indices, one per sample; got {len(indices)}.")
         self._check(reverse)
+        model = fingerprint(reverse)
         step, parts, noise = self.samples_per_batch(batch_size), [], noise_seed(seed)
         training = reverse.training
         reverse.eval()
@@ -118,4 +119,4 @@ class Estimator(ABC):
                     progress(some.stop, torch.cat([part.value for part in parts]))
         finally:
             reverse.train(training)
-        return replace(LogLikelihood.concatenate(parts), model=fingerprint(reverse))
+        return replace(LogLikelihood.concatenate(parts), model=model)

@@ -20,7 +20,7 @@ waits for x_0.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyro.distributions as dist
 import torch
@@ -33,6 +33,7 @@ from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
 from pyrodiff.likelihood.path import check_count
 from pyrodiff.likelihood.paths import Move, path_weights
 from pyrodiff.likelihood.result import Kind, LogLikelihood, Mean
+from pyrodiff.serialization import fingerprint
 from pyrodiff.streams import NoiseStreams
 
 __all__ = ["Sandwich", "SandwichBound", "generate"]
@@ -129,7 +130,7 @@ class SandwichBound:
         check_count("batch_size", batch_size)
         if context is not None and len(context) != num_samples:
             raise ValueError(f"Expected {num_samples} contexts; got {len(context)}.")
-        parts, training = [], reverse.training
+        parts, training, model = [], reverse.training, fingerprint(reverse)
         reverse.eval()
         try:
             for start in range(0, num_samples, batch_size):
@@ -142,8 +143,8 @@ class SandwichBound:
             reverse.train(training)
         return Sandwich(
             torch.cat([part.x_0 for part in parts]),
-            LogLikelihood.concatenate([part.lower for part in parts]),
-            LogLikelihood.concatenate([part.upper for part in parts]),
+            replace(LogLikelihood.concatenate([part.lower for part in parts]), model=model),
+            replace(LogLikelihood.concatenate([part.upper for part in parts]), model=model),
         )
 
     def _batch(
