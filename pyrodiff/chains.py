@@ -74,6 +74,13 @@ class ForwardChain(PyroModule):
     Raises:
         ValueError: ``num_steps`` < 1, an unknown order, or a schedule whose λ_1 … λ_T is not
             finite and strictly decreasing.
+
+    Examples:
+        >>> from pyro import poutine
+        >>> from pyrodiff.schedules import LogSNRSchedule
+        >>> forward = ForwardChain(LogSNRSchedule(), num_steps=3)
+        >>> [site for site in poutine.trace(forward).get_trace(torch.zeros(2, 5)) if "x_" in site]
+        ['x_3', 'x_2', 'x_1']
     """
 
     def __init__(self, schedule: Schedule, num_steps: int, order: str = "denoising"):
@@ -196,6 +203,15 @@ class ReverseChain(PyroModule):
     Raises:
         TypeError: a part that is not of the kind expected.
         ValueError: an empty event shape.
+
+    Examples:
+        >>> from pyrodiff.denoisers import NoiseDenoiser
+        >>> from pyrodiff.networks import ResidualMLP
+        >>> from pyrodiff.schedules import LogSNRSchedule
+        >>> forward = ForwardChain(LogSNRSchedule(), num_steps=10)
+        >>> reverse = ReverseChain(NoiseDenoiser(ResidualMLP((2,))), forward, event_shape=(2,))
+        >>> reverse.sample(5, seed=0).shape
+        torch.Size([5, 2])
     """
 
     def __init__(

@@ -136,6 +136,10 @@ class LogSNRSchedule(Schedule):
 
     The table holds λ at u = (t − 1)/(T − 1), so that x_1 has λ_max and x_T has λ_min: x_1 is
     z_0 of Kingma et al., the least noisy latent.  With T = 1 the one latent has λ_min.
+
+    Examples:
+        >>> LogSNRSchedule(10.0, -5.0).table(4)
+        tensor([10.,  5.,  0., -5.], dtype=torch.float64)
     """
 
     maximum: float = 13.3

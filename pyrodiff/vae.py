@@ -9,9 +9,13 @@ hierarchy of one latent variable whose guide is learned, where a diffusion model
 one.  p_θ(x_0 | z) is of the kind of a decoder of ``pyrodiff.decoders``, so that both bounds are
 nats of the same thing: a density for continuous data, a probability of the level for discrete.
 
+>>> from pyro.infer import SVI, TraceMeanField_ELBO
+>>> from pyro.optim import Adam
 >>> vae = VAE((1, 8, 8), decoder=CategoricalDecoder(17))
 >>> svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), loss=TraceMeanField_ELBO())
 >>> loss = TraceMeanField_ELBO()(vae.model, vae.guide)       # or as a module, for torch's own
+>>> bool(svi.step(-torch.ones(4, 1, 8, 8)) > 0)
+True
 """
 
 import itertools

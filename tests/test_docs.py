@@ -5,6 +5,8 @@ Nothing is random beyond fixed seeds.
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import runpy
 import shlex
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import pyrodiff
 from pyrodiff import likelihood
 from pyrodiff.cli import _settings, _underscored, make_parser
 from pyrodiff.likelihood import Estimator, SandwichBound
@@ -96,6 +99,25 @@ def test_links_lead_somewhere(name: str) -> None:
         found = (ROOT / name).parent / file if file else ROOT / name
         assert found.exists(), target
         assert not anchor or anchor in anchors(found.read_text("utf-8")), target
+
+
+SOURCE = Path(pyrodiff.__file__).parent
+EXAMPLES = [
+    ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted(SOURCE.rglob("*.py"))
+    if ">>> " in path.read_text("utf-8")
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_in_docstrings_give_what_they_say(name: str) -> None:
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted > 0 and found.failed == 0
+
+
+def test_there_are_examples() -> None:
+    public = {"chains", "data", "likelihood.termwise", "comparison.comparing", "schedules", "vae"}
+    assert {f"pyrodiff.{name}" for name in public} <= set(EXAMPLES)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("benchmarks/*.py")))

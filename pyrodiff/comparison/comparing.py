@@ -167,6 +167,16 @@ def compare(
             numbers or models, paired seeds of which the models have different numbers or one, a
             level outside (0, 1).
         FileNotFoundError: a path where there is no result.
+
+    Examples:
+        >>> def exact(log_p):  # an estimator would give this, and its Monte Carlo error
+        ...     none = torch.zeros(len(log_p), dtype=torch.int64)
+        ...     return LogLikelihood(log_p, 0 * log_p, "estimate", none, 1, "exact")
+        >>> x = torch.linspace(-2, 2, 9, dtype=torch.float64)
+        >>> wide, narrow = torch.distributions.Normal(0, 1.5), torch.distributions.Normal(0, 0.8)
+        >>> found = compare({"wide": exact(wide.log_prob(x)), "narrow": exact(narrow.log_prob(x))})
+        >>> list(found.models), round(found["narrow"].value, 3), round(found["narrow"].std_error, 3)
+        (['wide', 'narrow'], -0.303, 0.289)
     """
     counts = {name: len(_listed(given)) for name, given in results.items()}
     check_request(counts, reference, paired_seeds, level)

@@ -52,6 +52,20 @@ class TermwiseBound(Estimator):
     Raises:
         ValueError: fewer than 2 evaluations, a standard error that is not positive; on
             ``estimate``, a pilot of another model.
+
+    Examples:
+        >>> from pyrodiff import ForwardChain, ReverseChain
+        >>> from pyrodiff.denoisers import NoiseDenoiser
+        >>> from pyrodiff.oracles import GaussianMixture
+        >>> from pyrodiff.schedules import LogSNRSchedule
+        >>> law = GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-1.0], [1.0]]), 0.3)
+        >>> forward = ForwardChain(LogSNRSchedule(5.0, -6.0), num_steps=100)
+        >>> reverse = ReverseChain(NoiseDenoiser(law.network()), forward, (1,))  # exact denoiser
+        >>> x_0 = law.sample(500, seed=1)
+        >>> bound = TermwiseBound(evaluations=50).estimate(reverse, x_0, seed=0)
+        >>> value, between_samples, monte_carlo = bound.mean()  # nats
+        >>> bool(value < law.log_prob(x_0).mean() + 2 * monte_carlo), bound.kind
+        (True, 'lower bound')
     """
 
     evaluations: int | None = None

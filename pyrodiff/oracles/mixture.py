@@ -114,6 +114,13 @@ class GaussianMixture:
     Raises:
         ValueError: shapes that do not fit, weights that are not probabilities, a scale or a
             covariance that is not positive.
+
+    Examples:
+        >>> law = GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-1.0], [1.0]]), 0.3)
+        >>> law.log_prob(torch.tensor([[1.0], [0.0]])).round(decimals=3)
+        tensor([-0.4080, -5.2710], dtype=torch.float64)
+        >>> law.sample(4, seed=0).shape  # and law.network() is its exact denoiser
+        torch.Size([4, 1])
     """
 
     def __init__(self, weights: Tensor, means: Tensor, scales_or_covariances: Tensor | float):
