@@ -92,6 +92,11 @@ def _compare_parser() -> ArgumentParser:
         default="comparison.html",
         help="The report; figures and per-sample values go to a folder of its name beside it.",
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="Go on with what an interrupted comparison of the same output had finished.",
+    )
     parser.add_argument("--quiet", action="store_true", help="No progress bar.")
     return parser
 
@@ -135,11 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(options.command, options[options.command])
     except (ValueError, OSError, ImportError) as error:
         print(f"pyrodiff {options.command}: error: {error}", file=sys.stderr)
-        if isinstance(error, ChildProcessError) and options.command != "compare":
+        if isinstance(error, ChildProcessError):
             print("What is finished is kept: --resume goes on with it.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        resumes = options.command in ("fit", "evaluate")
+        resumes = options.command != "sample"
         kept = "; --resume goes on with what is finished" if resumes else ""
         print(f"pyrodiff {options.command}: interrupted{kept}", file=sys.stderr)
         return 130
@@ -163,7 +168,8 @@ def _run(command: str, values: Any) -> None:
         comparison.check(len(values.runs), evaluation)
         from pyrodiff.run_comparison import compare
 
-        compare(values.runs, evaluation, comparison, values.output, values.quiet)
+        others = {name: values[name] for name in ("output", "resume", "quiet")}
+        compare(values.runs, evaluation, comparison, **others)
     else:
         from pyrodiff import runs
 

@@ -31,7 +31,7 @@ from pyrodiff.reports import Counter
 from pyrodiff.settings import EvaluationSettings, check_unchanged
 from pyrodiff.workers import share
 
-__all__ = ["evaluate_split", "load_model", "make_estimator"]
+__all__ = ["evaluate_split", "identity", "load_model", "make_estimator"]
 
 _MIXTURE_DIMENSIONS = 256  # up to which a mixture with full covariances is fitted
 
@@ -166,6 +166,13 @@ def _record(
         "samples_checksum": _checksum(*samples),
         "model_checksum": _checksum(model.encode(), weights.read_bytes()),
     }
+
+
+def identity(folder: Path, dataset: DataSet, settings: EvaluationSettings) -> str:
+    """A checksum of all that the values of an evaluation depend on."""
+    samples = _samples(dataset, settings.split, settings.limit)
+    record = _record(folder, dataset, settings, *samples)
+    return _checksum(repr(sorted(record.items())).encode())
 
 
 def _checksum(*contents: bytes) -> str:

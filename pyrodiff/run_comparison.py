@@ -1,11 +1,11 @@
 """Runs compared: evaluated with the same noise, reported in the terminal and as a page.
 
 The runs stay as they are.  Beside the report a folder of its name holds figures, and each run's
-values, as ``pyrodiff.comparison.compare`` reads them.
+values, as ``pyrodiff.comparison.compare`` reads them; while the comparison is under way also
+``evaluation/``, with a folder for each evaluation that is named by all that its values depend on.
 """
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from pyrodiff import serialization
 from pyrodiff.comparison import Comparison, repeat_seeds
 from pyrodiff.comparison import compare as compare_results
 from pyrodiff.data import DataSet
-from pyrodiff.evaluation import evaluate_split
+from pyrodiff.evaluation import evaluate_split, identity
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.report import write_report
 from pyrodiff.report_text import Report, print_comparison
@@ -31,6 +31,7 @@ def compare(
     evaluation: EvaluationSettings | None = None,
     settings: ComparisonSettings | None = None,
     output: str = "comparison.html",
+    resume: bool = False,
     quiet: bool = False,
 ) -> Comparison:
     """Which run's model is better on the same samples; prints tables and writes a report.
@@ -45,6 +46,8 @@ def compare(
         settings: repeats, processes, whether seeds are pairs, and whether to compare saved
             evaluations instead.
         output: the report, ``.html``.
+        resume: go on with what an interrupted comparison of this output had finished; without it
+            that is discarded.
         quiet: show no progress.
 
     Raises:
@@ -54,6 +57,8 @@ def compare(
     """
     evaluation, settings = evaluation or EvaluationSettings(), settings or ComparisonSettings()
     settings.check(len(runs), evaluation)
+    if settings.saved and resume:
+        raise ValueError("Expected nothing to resume with saved evaluations; got resume.")
     _check_output(Path(output))
     configs = [read_run(run) for run in runs]
     names, held = unique_names(runs), [serialization.entry(each, "data") for each in configs]
@@ -66,13 +71,16 @@ def compare(
         raise ValueError(f"Expected at least two models; got training seeds of one, {models[0]}.")
     if settings.paired_seeds:
         models = in_order_of_seeds(models)
+    place = Path(output).with_suffix("") / "evaluation"
+    if not (resume or settings.saved):
+        shutil.rmtree(place, ignore_errors=True)
     noise = repeat_seeds(evaluation.seed, 1 if settings.saved else settings.count(evaluation))
     if settings.saved:
         every = [[LogLikelihood.load(Path(run) / "evaluation.nc")] for run in runs]
         results: Any = {m.name: [Path(runs[i]) / "evaluation.nc" for i in m.runs] for m in models}
     else:
         every = [
-            _repeated(Path(run), name, dataset, evaluation, noise, settings.processes, quiet)
+            _repeated(Path(run), place, name, dataset, evaluation, noise, settings.processes, quiet)
             for run, name, dataset in zip(runs, names, datasets, strict=True)
         ]
         results = {m.name: [every[i] for i in m.runs] for m in models}
@@ -82,6 +90,8 @@ def compare(
     )
     print_comparison(report)
     written = write_report(report, Path(output))
+    if not settings.saved:
+        shutil.rmtree(place)
     print(f"report -> {written}; figures and values -> {written.with_suffix('')}/")
     return found
 
@@ -123,7 +133,8 @@ def _attributes(path: Path) -> dict[str, Any]:
 
 
 def _repeated(
-    folder: Path,
+    run: Path,
+    place: Path,
     name: str,
     dataset: DataSet,
     evaluation: EvaluationSettings,
@@ -137,10 +148,13 @@ def _repeated(
         if not quiet:
             print(name if len(seeds) == 1 else f"{name}, {number} of {len(seeds)}")
         own = replace(evaluation, seed=seed)
-        with tempfile.TemporaryDirectory() as place:
-            for file in ("config.yaml", "model.safetensors"):
-                shutil.copyfile(folder / file, Path(place) / file)
-            results.append(
-                evaluate_split(Path(place), dataset, own, processes=processes, quiet=quiet)
-            )
+        folder = place / identity(run, dataset, own)
+        if (folder / "evaluation.nc").exists():
+            results.append(LogLikelihood.load(folder / "evaluation.nc"))
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in ("config.yaml", "model.safetensors"):
+            shutil.copyfile(run / file, folder / file)
+        options: dict[str, Any] = {"resume": True, "processes": processes, "quiet": quiet}
+        results.append(evaluate_split(folder, dataset, own, **options))
     return results

@@ -187,6 +187,38 @@ def test_processes_are_handed_on(runs: dict[str, Path], tmp_path: Path, monkeypa
     assert asked == [2, 2]
 
 
+def test_interrupted_comparison_goes_on(runs, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [str(runs["a-0"]), str(runs["b"])]
+    options = ["--estimator", "path", "--limit", "6", "--batch-size", "4", "--quiet"]
+    command = ["compare", *names, *options]
+    assert main([*command, "--output", "whole.html"]) == 0
+    estimate, calls = PathBound.estimate, list[int]()
+
+    def interrupted(*args: Any, **more: Any) -> LogLikelihood:
+        calls.append(len(calls))
+        if len(calls) == 5:  # the second batch of the second run
+            raise KeyboardInterrupt
+        return estimate(*args, **more)
+
+    monkeypatch.setattr(PathBound, "estimate", interrupted)
+    assert main(command) == 130
+    assert "--resume goes on with what is finished" in capsys.readouterr().err
+    kept = {path.name for path in Path("comparison").iterdir()}
+    assert kept == {"evaluation"} and not Path("comparison.html").exists()
+    calls.extend(range(10))  # no other interruption
+    before = len(calls)
+    assert main([*command, "--resume"]) == 0
+    assert len(calls) - before == 2
+    for name in ("1-a-0.nc", "2-b.nc"):
+        one, other = (LogLikelihood.load(f"{at}/values/{name}") for at in ("whole", "comparison"))
+        assert torch.equal(one.value, other.value)
+    assert not Path("comparison/evaluation").exists()
+    before = len(calls)
+    assert main(command) == 0 and len(calls) - before == 6
+    refused(capsys, [*names, "--saved", "--resume"], "nothing to resume with saved evaluations")
+
+
 # -- what may be compared ------------------------------------------------------------------------
 
 
