@@ -9,9 +9,7 @@ checkpoints/         best.ckpt and last.ckpt, for fit --resume
 evaluation/          finished batches of evaluations under way, for evaluate --resume
 """
 
-import logging
 import shutil
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +81,6 @@ def fit(
     }
     _prepare(folder, config, resume, overwrite)
     print(f"{dataset!r}, {_count(reverse):,} parameters -> {folder}")
-    _silence_lightning()
     objective = recipes.make_objective(settings)
     training.fit(reverse, objective, dataset, settings, folder, resume=resume, progress=not quiet)
     serialization.write_weights(folder / "model.safetensors", reverse.state_dict())
@@ -294,9 +291,3 @@ def _save(axes: Any, path: Path) -> None:
 
 def _count(reverse: ReverseChain) -> int:
     return sum(p.numel() for p in reverse.parameters())
-
-
-def _silence_lightning() -> None:
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")

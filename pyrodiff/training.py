@@ -5,10 +5,13 @@ run that was killed goes on from its last checkpoint as if nothing had happened.
 read as tensors and plain values only.
 """
 
+import contextlib
 import csv
 import io
+import logging
 import math
 import pickle
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -261,6 +264,23 @@ def _loader(x: Tensor, context: Tensor | None, **options: Any) -> DataLoader[Any
     )
 
 
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Lightning's lines on devices, loaders and other machines are left out."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@_without_advice()
 def fit(
     reverse: ReverseChain,
     objective: Objective,
@@ -285,9 +305,15 @@ def fit(
         progress: show a bar.
 
     Raises:
-        ValueError: data that the model cannot explain (before any work), a checkpoint that is
-            truncated or holds more than tensors and plain values, a loss that is not finite.
+        ValueError: settings that are not complete, data that the model cannot explain (before any
+            work), a checkpoint that is truncated or holds more than tensors and plain values, a
+            loss that is not finite.
     """
+    needed = ("steps", "batch_size", "learning_rate", "weight_decay")
+    if missing := [name for name in needed if getattr(settings, name) is None]:
+        raise ValueError(
+            f"Expected settings with {', '.join(missing)} (settings.recipe gives them); got None."
+        )
     assert settings.steps and settings.batch_size
     reverse.check_data(data.train, data.train_context)
     reverse.check_data(data.validation, data.validation_context)

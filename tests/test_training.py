@@ -206,6 +206,39 @@ def test_data_are_checked_before_any_training(points: data.DataSet, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+def test_settings_are_complete(points: data.DataSet, tmp_path: Path) -> None:
+    whole = recipe(TINY, image=False, levels=None)
+    reverse = recipes.make_model(whole, (2,), None)
+    objective = recipes.make_objective(whole)
+    settings = replace(TINY, learning_rate=None, weight_decay=None)
+    with pytest.raises(ValueError, match="with learning_rate, weight_decay .*; got None"):
+        training.fit(reverse, objective, points, settings, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_gives_no_advice(points: data.DataSet, tmp_path: Path) -> None:
+    """In a process of its own, whose output pytest does not hold."""
+    code = """
+import logging, sys
+from pyrodiff import ForwardChain, ReverseChain, data, training
+from pyrodiff.denoisers import NoiseDenoiser
+from pyrodiff.networks import ResidualMLP
+from pyrodiff.objectives import NoiseLoss
+from pyrodiff.schedules import LogSNRSchedule
+from pyrodiff.settings import FitSettings, recipe
+network = ResidualMLP((2,), width=4, blocks=1)
+reverse = ReverseChain(NoiseDenoiser(network), ForwardChain(LogSNRSchedule(), 3), (2,))
+settings = recipe(FitSettings(steps=2, batch_size=8, validate_every=2), image=False, levels=None)
+data = data.load("moons")
+before = logging.getLogger("lightning.pytorch").level
+training.fit(reverse, NoiseLoss(), data, settings, sys.argv[1], progress=False)
+assert logging.getLogger("lightning.pytorch").level == before
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_decoder_suits_the_data(digits: data.DataSet, points: data.DataSet, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Expected decoder categorical or discretized for disc"):
         fit(digits, replace(TINY, decoder="gaussian"), tmp_path)
