@@ -477,14 +477,14 @@ def test_terms_of_the_surrogate_are_controls_and_curves() -> None:
 
 
 @every_kind
-def test_prepared_rows(data: Callable[[], Tensor]) -> None:
+def test_prepared_rows_owe_nothing_to_their_batch(data: Callable[[], Tensor]) -> None:
     x = data()
     controls, rows = Controls.fit(x, SCHEDULE.table(5)), torch.tensor([7, 2, 2])
-    taken, alone = controls.prepare(x[:9]).take(rows), controls.prepare(x[rows])
-    assert (taken.spread is None) == (data is not images)
-    for one, other in zip(taken, alone, strict=True):
+    whole, alone = controls.prepare(x[:9]), controls.prepare(x[rows])
+    assert (alone.spread is None) == (data is not images)
+    for one, other in zip(whole, alone, strict=True):
         if one is not None:
-            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(one[rows], other, rtol=1e-12, atol=1e-12)
 
 
 # -- the pilot -----------------------------------------------------------------------------------

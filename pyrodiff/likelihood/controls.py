@@ -44,11 +44,6 @@ class Prepared(NamedTuple):
     spread: Tensor | None
     """s of images, shape (n, channels, height, width)."""
 
-    def take(self, rows: Tensor) -> "Prepared":
-        """The rows of some samples."""
-        spread = None if self.spread is None else self.spread[rows]
-        return Prepared(self.hats[rows], self.centered[rows], spread)
-
 
 def is_image(event_shape: torch.Size) -> bool:
     """Whether events are (channels, height, width) with surroundings to speak of."""
