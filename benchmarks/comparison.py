@@ -19,11 +19,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
 
 import argparse
-import datetime
 import functools
-import json
 import math
-import platform
 import sys
 import time
 from pathlib import Path
@@ -32,9 +29,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from steps import environment, write
 from torch import Tensor
 
-import pyrodiff
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.comparison import Comparison, compare
 from pyrodiff.denoisers import NoiseDenoiser
@@ -47,7 +44,6 @@ from pyrodiff.likelihood import (
 )
 from pyrodiff.oracles import GaussianMixture
 from pyrodiff.schedules import LogSNRSchedule
-from pyrodiff.serialization import write_atomically
 
 F64 = torch.float64
 MEANS = torch.tensor([[1.0, 1.0], [-1.0, -0.5], [0.0, 1.5]], dtype=F64)
@@ -200,17 +196,13 @@ def main() -> None:
     if options.output is not None:
         held = {
             "command": "python " + " ".join(sys.argv),
-            "date": datetime.date.today().isoformat(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "pyrodiff": pyrodiff.__version__,
+            "environment": environment(),
             "repeats": options.repeats,
             "samples": options.samples,
             "seconds": round(time.perf_counter() - started),
             "rows": rows,
         }
-        text = json.dumps(held, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        write_atomically(options.output, lambda name: name.write_text(text, encoding="utf-8"))
+        write(options.output, held, allow_nan=False)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
 
 import argparse
 import datetime
-import json
 import math
 import platform
 import sys
@@ -34,6 +33,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from steps import write
 from torch import Tensor
 
 import pyrodiff
@@ -44,7 +44,7 @@ from pyrodiff.likelihood import Pilot, TermwiseBound
 from pyrodiff.likelihood import pilot as pilot_module
 from pyrodiff.likelihood.controls import Controls, Prepared
 from pyrodiff.objectives import variational_term
-from pyrodiff.serialization import read_config, write_atomically
+from pyrodiff.serialization import read_config
 
 BUDGETS = (32, 64, 128, 256)
 INGREDIENTS = {
@@ -192,8 +192,7 @@ def main() -> None:
             "budgets": rows,
             "ingredients": parts,
         }
-        text = json.dumps(held, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(options.output, lambda name: name.write_text(text, encoding="utf-8"))
+        write(options.output, held)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import itertools
 import json
 import logging
 import platform
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -49,6 +48,7 @@ from pyrodiff.objectives import (
     WeightedLoss,
 )
 from pyrodiff.schedules import LinearSchedule
+from pyrodiff.serialization import write_atomically
 from pyrodiff.variances import FixedLarge, LearnedRange
 
 SIZE = 64
@@ -301,16 +301,10 @@ def table(rows: list[dict]) -> Table:
     return view
 
 
-def write(path: Path, result: dict) -> None:
-    """All of it or nothing: a temporary file beside the target, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump(result, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+def write(path: Path, result: dict, **options: bool) -> None:
+    """All of it or nothing."""
+    text = json.dumps(result, indent=1, ensure_ascii=False, **options) + "\n"
+    write_atomically(path, lambda name: name.write_text(text, encoding="utf-8"))
 
 
 def main() -> None:

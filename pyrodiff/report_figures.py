@@ -3,14 +3,13 @@
 import io
 import warnings
 from collections.abc import Callable
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pyrodiff import plots
 from pyrodiff.comparison import Comparison
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.result import FEWEST_WEIGHTS
-from pyrodiff.plots.models import Row
 
 __all__ = ["Figure", "draw_figures"]
 
@@ -34,7 +33,14 @@ def draw_figures(found: Comparison, results: dict[str, LogLikelihood]) -> list[F
     """
     labels = _labels(list(results))
     shown = {labels[name]: result for name, result in results.items()}
-    chosen = [("differences", *_differences(found, labels)), ("means", *_means(found, labels))]
+    named = _relabelled(found, labels)
+    chosen: list[tuple[str, str, Callable[[], Any]]] = []
+    text = f"Differences from {found.reference}, sample by sample; the line at 0 is no difference."
+    chosen.append(("differences", text, lambda: _forest(named, named.reference)))
+    text = (
+        "The means by themselves. Whether two of them differ is seen above, not by their overlap."
+    )
+    chosen.append(("means", text, lambda: _forest(named)))
     if all(result.terms is not None for result in results.values()):
         text = "What each step of the chain costs: the terms of the bound (one run of each model)."
         chosen.append(("terms", text, lambda: plots.terms(shown)))
@@ -69,40 +75,23 @@ def _labels(names: list[str]) -> dict[str, str]:
     return labels
 
 
-def _differences(found: Comparison, labels: dict[str, str]) -> tuple[str, Callable[[], Any]]:
-    rows = [
-        Row(labels[e.model], e.value, e.std_error, e.monte_carlo, low=e.low, high=e.high)
-        for e in found.differences
-    ]
-    reference = labels[found.reference]
-
-    def draw() -> Any:
-        axes = _forest(rows, found.level)
-        axes.axvline(0, color="black", linestyle="--", linewidth=1)
-        axes.set_xlabel(f"log-likelihood less that of {reference} (nats)")
-        return axes
-
-    text = f"Differences from {found.reference}, sample by sample; the line at 0 is no difference."
-    return text, draw
-
-
-def _means(found: Comparison, labels: dict[str, str]) -> tuple[str, Callable[[], Any]]:
-    rows = [
-        Row(labels[name], row.value, row.std_error, row.monte_carlo, row.kind)
-        for name, row in found.models.items()
-    ]
-    text = (
-        "The means by themselves. Whether two of them differ is seen above, not by their overlap."
+def _relabelled(found: Comparison, labels: dict[str, str]) -> Comparison:
+    """The comparison with the names that fit."""
+    return replace(
+        found,
+        models={labels[name]: row for name, row in found.models.items()},
+        reference=labels[found.reference],
+        differences=tuple(replace(each, model=labels[each.model]) for each in found.differences),
     )
-    return text, lambda: _forest(rows, found.level)
 
 
-def _forest(rows: list[Row], level: float) -> Any:
+def _forest(found: Comparison, reference: str | None = None) -> Any:
     """Narrow enough to be read on a telephone."""
     from matplotlib.figure import Figure as Canvas
 
-    axes = Canvas(figsize=(5.8, 1.1 + 0.4 * len(rows)), layout="constrained").subplots()
-    return plots.forest(SimpleNamespace(rows=rows, level=level), axes=axes)
+    rows = len(found.models) - (reference is not None)
+    axes = Canvas(figsize=(5.8, 1.1 + 0.4 * rows), layout="constrained").subplots()
+    return plots.forest(found, reference, axes)
 
 
 def _png(draw: Callable[[], Any]) -> bytes:

@@ -17,6 +17,7 @@ import pyrodiff
 from pyrodiff.comparison import Comparison, Difference
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import LogLikelihood
+from pyrodiff.plots.style import decimals
 from pyrodiff.run_groups import Model
 from pyrodiff.settings import FLAGS, ComparisonSettings, EvaluationSettings
 
@@ -101,9 +102,7 @@ def _interval(found: Difference) -> str:
 
 def _number(value: float, error: float, sign: str = "-") -> str:
     """A value to the two digits of its error."""
-    digits = 4
-    if math.isfinite(error) and error > 0:
-        digits = max(0, 1 - math.floor(math.log10(error)))
+    digits = decimals(error) if math.isfinite(error) and error > 0 else 4
     return f"{value:{sign}.{digits}f}".replace("-", "−")
 
 

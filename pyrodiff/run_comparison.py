@@ -17,6 +17,7 @@ from pyrodiff.comparison import compare as compare_results
 from pyrodiff.data import DataSet
 from pyrodiff.evaluation import evaluate_split, identity
 from pyrodiff.likelihood import LogLikelihood
+from pyrodiff.likelihood.result import read_result
 from pyrodiff.report import write_report
 from pyrodiff.report_text import Report, print_comparison
 from pyrodiff.run_groups import check_same_data, group, in_order_of_seeds, unique_names
@@ -114,7 +115,7 @@ def _settled(
 ) -> EvaluationSettings:
     """What is evaluated, the same for all runs."""
     if settings.saved:
-        held = [_attributes(Path(run) / "evaluation.nc") for run in runs]
+        held = [read_result(Path(run) / "evaluation.nc")[1] for run in runs]
         split, seed = held[0].get("split", "test"), int(held[0].get("seed", 0))
         return replace(evaluation, split=split, seed=seed)
     given = (evaluation.evaluations, evaluation.std_error)
@@ -122,14 +123,6 @@ def _settled(
         return evaluation
     own = (int(serialization.entry(config, "fit")["evaluations"]) for config in configs)
     return replace(evaluation, evaluations=min(own))
-
-
-def _attributes(path: Path) -> dict[str, Any]:
-    import xarray
-
-    LogLikelihood.load(path)  # says what is wrong with it
-    with xarray.open_dataset(path, engine="h5netcdf") as dataset:
-        return dict(dataset.attrs)
 
 
 def _repeated(

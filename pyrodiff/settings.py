@@ -12,6 +12,7 @@ from typing import Any
 __all__ = [
     "CHOICES",
     "ESTIMATORS",
+    "FLAGS",
     "ComparisonSettings",
     "EvaluationSettings",
     "FitSettings",

@@ -14,6 +14,7 @@ from pyrodiff.comparison.paired import Design, Difference, mean_error, monte_car
 from pyrodiff.comparison.summary import Comparison, Summary
 from pyrodiff.comparison.verdict import gap, judge
 from pyrodiff.likelihood import LogLikelihood
+from pyrodiff.likelihood.result import read_result
 
 __all__ = ["check_request", "compare"]
 
@@ -29,11 +30,7 @@ def _read(path: Result) -> tuple[LogLikelihood, dict[str, Any]]:
     """A result and what its file says of it beside."""
     if isinstance(path, LogLikelihood):
         return path, {}
-    result = LogLikelihood.load(path)
-    import xarray
-
-    with xarray.open_dataset(path, engine="h5netcdf") as dataset:
-        return result, dict(dataset.attrs)
+    return read_result(path)
 
 
 def _check_same(name: str, values: Sequence[object], what: str) -> None:

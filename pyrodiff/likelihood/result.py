@@ -229,29 +229,37 @@ class LogLikelihood:
             FileNotFoundError: no such file.
             ValueError: a result of another version.
         """
-        import xarray
+        return read_result(path)[0]
 
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"Expected a file {path}; got nothing there.")
-        with xarray.open_dataset(path, engine="h5netcdf") as dataset:
-            dataset.load()
-        dataset.attrs.setdefault("model", "")
-        missing = [name for name in _SCALARS if name not in dataset.attrs]
-        if missing:
-            raise ValueError(
-                f"Expected in {path} what this version of pyrodiff writes; got a file without "
-                f"{missing[0]!r}. Evaluate the run again."
-            )
-        held: dict[str, Any] = {name: dataset.attrs[name] for name in _SCALARS}
-        for name in _VARIABLES:
-            key = _RENAMED.get(name, name)
-            if key in dataset:
-                held[name] = torch.tensor(dataset[key].values)
-        if "timestep" in dataset.coords:
-            held["timesteps"] = torch.tensor(dataset["timestep"].values)
-        held["dimensions"], held["shared_calls"] = (
-            int(held["dimensions"]),
-            int(held["shared_calls"]),
+
+def read_result(path: str | Path) -> tuple[LogLikelihood, dict[str, Any]]:
+    """What ``LogLikelihood.save`` wrote, and all attributes of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a result of another version.
+    """
+    import xarray
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"Expected a file {path}; got nothing there.")
+    with xarray.open_dataset(path, engine="h5netcdf") as dataset:
+        dataset.load()
+    told = {"model": ""} | dataset.attrs
+    missing = [name for name in _SCALARS if name not in told]
+    if missing:
+        raise ValueError(
+            f"Expected in {path} what this version of pyrodiff writes; got a file without "
+            f"{missing[0]!r}. Evaluate the run again."
         )
-        assert held.keys() <= {field.name for field in fields(cls)}
-        return cls(**held)
+    held: dict[str, Any] = {name: told[name] for name in _SCALARS}
+    for name in _VARIABLES:
+        key = _RENAMED.get(name, name)
+        if key in dataset:
+            held[name] = torch.tensor(dataset[key].values)
+    if "timestep" in dataset.coords:
+        held["timesteps"] = torch.tensor(dataset["timestep"].values)
+    for name in ("dimensions", "shared_calls"):
+        held[name] = int(held[name])
+    assert held.keys() <= {field.name for field in fields(LogLikelihood)}
+    return LogLikelihood(**held), told

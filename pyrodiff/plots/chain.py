@@ -10,6 +10,7 @@ from torch import Tensor
 from pyrodiff.kernels import marginal_coefficients
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.plots.style import (
+    legend_above,
     named,
     new_axes,
     panels,
@@ -106,11 +107,6 @@ def _scales(axes: Any, values: Tensor) -> None:
         axes.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(least)))
 
 
-def _legend_above(axes: Any) -> None:
-    # inside, it would lie on lines
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
-
-
 def schedule(
     schedules: Schedule | Mapping[str, Schedule], axes: Iterable[Any] | None = None
 ) -> list[Any]:
@@ -139,10 +135,10 @@ def schedule(
         alpha, sigma = marginal_coefficients(log_snr)
         right.plot(u.numpy(), alpha.numpy(), linestyle="-", **marks)
         right.plot(u.numpy(), sigma.numpy(), linestyle="--", **marks)
-    _legend_above(left)
+    legend_above(left)
     right.plot([], [], color="0.3", linestyle="-", label=r"$\alpha$, of the data")
     right.plot([], [], color="0.3", linestyle="--", label=r"$\sigma$, of the noise")
-    _legend_above(right)
+    legend_above(right)
     left.set_ylabel(r"log-SNR $\lambda(u)$")
     right.set_ylabel(r"scales $\alpha$, $\sigma$")
     for panel in (left, right):

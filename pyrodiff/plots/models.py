@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.plots.style import new_axes, plus_minus, style
+from pyrodiff.plots.style import legend_above, new_axes, plus_minus, style
 
 __all__ = ["Row", "forest"]
 
@@ -195,6 +195,4 @@ def _legend(axes: Any, rows: list[Row], level: float | None) -> None:
             linestyle="none",
             label=kind,
         )
-    axes.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize="small"
-    )
+    legend_above(axes, fontsize="small")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrodiff.plots.style import BLUE, ORANGE, colour_wheel, new_axes, panels
+from pyrodiff.plots.style import BLUE, ORANGE, colour_wheel, legend_above, new_axes, panels
 
 __all__ = ["samples_grid", "samples_scatter", "trajectory_points", "trajectory_strip"]
 
@@ -63,7 +63,7 @@ def samples_scatter(samples: Tensor, data: Tensor | None = None, axes: Any = Non
     axes.scatter(flat[:, 0], _second(flat), color=BLUE, label="samples", **look)
     axes.set_xlabel("dimension 1")
     axes.set_ylabel("dimension 2" if flat.shape[1] > 1 else "")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    legend_above(axes, 2)
     return axes
 
 

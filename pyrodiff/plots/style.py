@@ -13,10 +13,14 @@ __all__ = [
     "ORANGE",
     "Style",
     "colour_wheel",
+    "decimals",
+    "legend_above",
     "named",
     "new_axes",
     "panels",
     "plain_ticks",
+    "plus_minus",
+    "show_legend",
     "style",
 ]
 
@@ -84,12 +88,23 @@ def plain_ticks(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def decimals(error: float) -> int:
+    """Places after the point that show two digits of an error, which is finite and above zero."""
+    return max(0, 1 - math.floor(math.log10(error)))
+
+
 def plus_minus(value: float, error: float) -> str:
     """A value and its error, to two digits of the latter; the value alone where it has none."""
     if not math.isfinite(error) or error <= 0:
         return f"{value:.4g}".replace("-", "−")
-    digits = max(0, 1 - math.floor(math.log10(error)))
+    digits = decimals(error)
     return f"{value:.{digits}f} ± {error:.{digits}f}".replace("-", "−")
+
+
+def legend_above(axes: Any, columns: int = 4, **options: Any) -> None:
+    """The legend above the axes: inside it would lie on the data."""
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": columns}
+    axes.legend(frameon=False, **place, **options)
 
 
 def show_legend(axes: Any, title: str | None = None) -> None:
