@@ -10,7 +10,6 @@ evaluation/          finished batches of evaluations under way, for evaluate --r
 """
 
 import io
-import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
