@@ -107,21 +107,18 @@ def _lines(result: LogLikelihood, settings: EvaluationSettings) -> list[str]:
 
 
 def worse_than_uniform(result: LogLikelihood, levels: int | None) -> list[str]:
-    """A line where a code that gives every level the same length is shorter than the model's.
+    """A line that says so where codes of one length for all levels are shorter than the model's.
 
     Args:
-        result: of discrete data.
-        levels: how many values an entry can take; None for continuous data, which have no such code.
+        result: of discrete data, or of continuous data, which have no such code.
+        levels: how many values an entry can take; None for continuous data.
     """
-    if levels is None:
-        return []
-    bits, uniform = result.bits_per_dim().value, math.log2(levels)
-    if bits <= uniform:
+    if levels is None or result.bits_per_dim().value <= math.log2(levels):
         return []
     return [
-        f"Worse than a uniform code over the {levels} levels ({uniform:.3f} bits/dim): as a model of "
-        "these data it is of no use. Look at metrics.csv: more steps, another network, or a lower "
-        "weight decay or learning rate may help."
+        f"Worse than a uniform code over the {levels} levels ({math.log2(levels):.3f} bits/dim): "
+        "as a model of these data it is of no use. More steps, another network, or a lower weight "
+        "decay or learning rate may help."
     ]
 
 
