@@ -21,8 +21,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 from torch import Tensor
 
 from pyrodiff.checkpoints import BEST, LAST, make_room
+from pyrodiff.files import write_bytes
 from pyrodiff.progress import progress_bar
-from pyrodiff.serialization import write_atomically
 
 __all__ = ["METRIC", "Progress", "Validations", "averaging"]
 
@@ -95,8 +95,7 @@ class Validations(Checkpoint):
         writer = csv.DictWriter(text, list(self.rows[0]))
         writer.writeheader()
         writer.writerows(self.rows)
-        content = text.getvalue()
-        write_atomically(self.folder / "metrics.csv", lambda name: name.write_text(content))
+        write_bytes(self.folder / "metrics.csv", text.getvalue().encode())
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "best": self.best, "worse": self.worse}

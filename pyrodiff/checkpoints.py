@@ -21,7 +21,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
-from pyrodiff.serialization import write_atomically
+from pyrodiff.files import write_bytes
 
 __all__ = [
     "BEST",
@@ -45,7 +45,7 @@ class DurableCheckpoints(TorchCheckpointIO):
         """Write beside the target, flush, move into place."""
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        write_atomically(Path(path), lambda name: name.write_bytes(content.getbuffer()))
+        write_bytes(Path(path), content.getvalue())
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 import pyrodiff
 from pyrodiff.settings import FLAGS, ComparisonSettings, EvaluationSettings, FitSettings
-from pyrodiff.signals import Terminated, terminable
+from pyrodiff.signals import Terminated, stoppable
 
 __all__ = ["main", "make_parser"]
 
@@ -140,14 +140,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args([_underscored(argument) for argument in arguments])
     try:
-        with terminable():
+        with stoppable():
             _run(options.command, options[options.command])
     except (ValueError, OSError, ImportError) as error:
         print(f"pyrodiff {options.command}: error: {error}", file=sys.stderr)
         if isinstance(error, ChildProcessError):
             print("What is finished is kept: --resume goes on with it.", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, Terminated) as end:
+    except KeyboardInterrupt as end:
         resumes = options.command != "sample"
         kept = "; --resume goes on with what is finished" if resumes else ""
         what, status = ("terminated", 143) if isinstance(end, Terminated) else ("interrupted", 130)

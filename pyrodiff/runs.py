@@ -9,6 +9,7 @@ checkpoints/         best.ckpt and last.ckpt, for fit --resume
 evaluation/          finished batches of evaluations under way, for evaluate --resume
 """
 
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -164,7 +165,9 @@ def sample(
     x = reverse.sample(num_samples, seed=seed, batch_size=batch_size, context=context)
     path = Path(output) if output else folder / "samples.npy"
     values = _affine(held).inverse(x).numpy()
-    serialization.write_atomically(path, lambda name: np.save(name, values, allow_pickle=False))
+    content = io.BytesIO()
+    np.save(content, values, allow_pickle=False)
+    serialization.write_bytes(path, content.getvalue())
     _draw(x, held["levels_found"] is not None, path.with_suffix(".png"))
     print(f"{num_samples} samples -> {path}, {path.with_suffix('.png')}")
     return torch.as_tensor(values)
@@ -286,7 +289,9 @@ def _draw(x: Tensor, discrete: bool, path: Path, reference: Tensor | None = None
 
 
 def _save(axes: Any, path: Path) -> None:
-    serialization.write_atomically(path, lambda name: axes.figure.savefig(name, dpi=120))
+    content = io.BytesIO()
+    axes.figure.savefig(content, format="png", dpi=120)
+    serialization.write_bytes(path, content.getvalue())
 
 
 def _count(reverse: ReverseChain) -> int:

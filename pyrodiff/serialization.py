@@ -2,16 +2,15 @@
 
 An object is described by its class name and its constructor arguments, which every class here
 keeps under their own names.  Reading a description looks the name up among pyrodiff's own public
-classes of that kind; a name found in a file is never imported.  Files are written under another
-name and then moved into place, so that a reader sees the old file or the new one.
+classes of that kind; a name found in a file is never imported.  A file is made in memory and then
+written as ``pyrodiff.files`` does: a reader sees the old file or the new one.
 """
 
 import hashlib
 import importlib
 import inspect
-import os
-import tempfile
-from collections.abc import Callable, Iterable
+import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import pyrodiff
+from pyrodiff.files import write_atomically, write_bytes
 
 __all__ = [
     "build",
@@ -26,29 +26,18 @@ __all__ = [
     "entry",
     "fingerprint",
     "load_weights",
+    "netcdf",
     "read_config",
     "read_weights",
     "write_atomically",
+    "write_bytes",
     "write_config",
     "write_weights",
 ]
 
 FORMAT = 1
+_CHECKSUM = "pyrodiff.sha256"
 _KINDS = ("schedules", "denoisers", "variances", "decoders", "networks")
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary name beside ``path``, then move the result into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _plain(value: Any) -> Any:
@@ -173,7 +162,7 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
 
     header = {"format": FORMAT, "pyrodiff": pyrodiff.__version__}
     text = yaml.safe_dump(header | config, sort_keys=False, allow_unicode=True)
-    write_atomically(path, lambda name: name.write_text(text, encoding="utf-8"))
+    write_bytes(path, text.encode())
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -201,11 +190,34 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> None:
-    """Write tensors as safetensors."""
-    from safetensors.torch import save_file
+    """Write tensors as safetensors, with their checksum."""
+    from safetensors.torch import save
 
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-    write_atomically(path, lambda name: save_file(tensors, name))
+    write_bytes(path, save(tensors, {_CHECKSUM: _checksum(tensors)}))
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def netcdf(dataset: Any) -> bytes:
+    """An ``xarray.Dataset`` as the content of a netCDF file.
+
+    It is made in memory: HDF5 ends the process where a disk is full.
+    """
+    import h5netcdf
+    from xarray.backends import H5NetCDFStore
+
+    content = io.BytesIO()
+    with h5netcdf.File(content, "w") as file:
+        dataset.dump_to_store(H5NetCDFStore(file))
+    return content.getvalue()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -213,17 +225,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated, or not safetensors (a pickle, say).
+        ValueError: truncated, or not safetensors (a pickle, say), or other values than were
+            written; files without a checksum are read as they are.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file {path}; got nothing there.")
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            checksum = (file.metadata() or {}).get(_CHECKSUM)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, KeyError) as error:
         raise ValueError(f"Expected safetensors in {path}; got {error}.") from error
+    if checksum is not None and checksum != _checksum(tensors):
+        raise ValueError(
+            f"Expected {path} as it was written; got values that differ from its checksum. "
+            "The file is damaged: write it anew, or take a copy."
+        )
+    return tensors
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path) -> None:

@@ -1,7 +1,7 @@
-"""SIGTERM as an exception, as Python has it for SIGINT.
+"""Requests to stop: Ctrl-C (SIGINT) and a cluster's or a service manager's SIGTERM.
 
-A cluster ends a job with SIGTERM.  By default that ends the process where it stands, with no word;
-as an exception it closes files, sweeps temporaries, and can be answered with a message.
+Both end the work in the same way, by an exception that lets files be closed and locks released; a
+second one while the first is answered changes nothing.
 """
 
 import contextlib
@@ -10,32 +10,29 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["Terminated", "terminable"]
+__all__ = ["Terminated", "stoppable"]
 
 
-class Terminated(SystemExit):
-    """SIGTERM came; where nobody catches it the process ends with the usual status 143."""
-
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
-
-
-def _raise(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+class Terminated(KeyboardInterrupt):
+    """SIGTERM; the command line ends with status 143 where Ctrl-C ends with 130."""
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM raises ``Terminated`` within.
+def stoppable() -> Iterator[None]:
+    """Within, SIGTERM raises ``Terminated``, as SIGINT raises ``KeyboardInterrupt``.
 
-    A handler that somebody else installed stays, and so do those of other threads than the main
-    one, which alone can install any.
+    A signal that the process was started to ignore (``nohup``, a background job) stays ignored, and
+    a handler of the user's own stays in place.
     """
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, _raise)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:

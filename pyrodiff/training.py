@@ -27,7 +27,7 @@ from pyrodiff.data import DataSet
 from pyrodiff.likelihood import TermwiseBound
 from pyrodiff.objectives import Objective, VariationalBound
 from pyrodiff.settings import FitSettings
-from pyrodiff.signals import Terminated, terminable
+from pyrodiff.signals import Terminated, stoppable
 from pyrodiff.streams import derived_seed
 
 __all__ = ["DiffusionModule", "SeededBatches", "fit"]
@@ -263,7 +263,7 @@ def fit(
     folder = Path(folder)
     module = DiffusionModule(reverse, objective, settings, data.log_density_offset())
     start = newest(folder / "checkpoints", module.state_dict()) if resume else None
-    with torch.random.fork_rng(), terminable():
+    with torch.random.fork_rng(), stoppable():
         _train(module, data, settings, folder, start, progress)
     best = folder / "checkpoints" / BEST
     if not best.exists():
@@ -318,12 +318,9 @@ def _signals_as_exceptions() -> Iterator[None]:
     """Lightning answers SIGINT by the status 1 and SIGTERM by 0: make them exceptions again."""
     try:
         yield
-    except Terminated:
-        raise
     except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise Terminated from None
+        cause = end.__context__
+        raise (cause if isinstance(cause, KeyboardInterrupt) else Terminated()) from None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrodiff.serialization import write_atomically
+from pyrodiff.serialization import netcdf, write_bytes
 
 __all__ = ["LogLikelihood", "Mean"]
 
@@ -219,7 +219,7 @@ class LogLikelihood:
     def save(self, path: str | Path, **attributes: Any) -> None:
         """Write netCDF, atomically; ``attributes`` are kept beside the result's own."""
         dataset = self.to_dataset(**attributes)
-        write_atomically(Path(path), lambda name: dataset.to_netcdf(name, engine="h5netcdf"))
+        write_bytes(Path(path), netcdf(dataset))
 
     @classmethod
     def load(cls, path: str | Path) -> "LogLikelihood":
