@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 import pyrodiff
 from pyrodiff.settings import FLAGS, ComparisonSettings, EvaluationSettings, FitSettings
+from pyrodiff.signals import Terminated, stoppable
 
 __all__ = ["main", "make_parser"]
 
@@ -107,6 +108,7 @@ def make_parser() -> ArgumentParser:
         prog="pyrodiff",
         description="Variational diffusion models as Pyro programs.",
         version=pyrodiff.__version__,
+        allow_abbrev=False,  # nor do the commands
     )
     commands = parser.add_subcommands(required=True, dest="command")
     commands.add_subcommand("fit", _fit_parser())
@@ -132,22 +134,25 @@ def _underscored(argument: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
-    0, or 2 for a mistake, explained in one line, or 130 where it was interrupted.
+    0, or 2 for a mistake, explained in one line, or 130 where it was interrupted (SIGINT), or 143
+    where it was terminated (SIGTERM).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args([_underscored(argument) for argument in arguments])
     try:
-        _run(options.command, options[options.command])
+        with stoppable():
+            _run(options.command, options[options.command])
     except (ValueError, OSError, ImportError) as error:
         print(f"pyrodiff {options.command}: error: {error}", file=sys.stderr)
         if isinstance(error, ChildProcessError):
             print("What is finished is kept: --resume goes on with it.", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         resumes = options.command != "sample"
         kept = "; --resume goes on with what is finished" if resumes else ""
-        print(f"pyrodiff {options.command}: interrupted{kept}", file=sys.stderr)
-        return 130
+        what, status = ("terminated", 143) if isinstance(end, Terminated) else ("interrupted", 130)
+        print(f"pyrodiff {options.command}: {what}{kept}", file=sys.stderr)
+        return status
     return 0
 
 
