@@ -74,7 +74,7 @@ def check_links(folder: Path, names: Iterable[str]) -> None:
 
 
 def remove(folder: Path, ours: Callable[[str], object]) -> None:
-    """Remove the files of ``folder`` that are ours, and the folder where nothing else is in it.
+    """Remove the files of ``folder`` that are ours, by name, and the folder if it is empty then.
 
     Args:
         folder: need not exist; a link to a folder is refused.
