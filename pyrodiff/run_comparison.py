@@ -111,7 +111,7 @@ def _compared(
     every: Sequence[list[LogLikelihood]],
     settings: ComparisonSettings,
 ) -> Comparison:
-    """The models by the values of their runs; of saved ones, by the files, which know their split."""
+    """The models by their runs' values; saved ones by their files, which know their split."""
     results: dict[str, Any] = {}
     for model in models:
         if settings.saved:
