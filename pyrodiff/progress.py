@@ -74,7 +74,7 @@ def console() -> "Console":
 def make_forgiving() -> None:
     """Let no character fail on this process's output, whoever writes it (help, other libraries)."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        with contextlib.suppress(AttributeError, ValueError):  # none, or closed
             stream.reconfigure(errors="replace")
 
 

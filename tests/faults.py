@@ -250,13 +250,15 @@ def _stop_in_the_middle() -> None:
     from pyrodiff.batches import Batches
     from pyrodiff.callbacks import Validations
 
-    for kind, name in ((Batches, "write"), (Validations, "on_train_epoch_end")):
-
-        def stopped(self: Any, *arguments: Any, _work: Any = getattr(kind, name)) -> None:
-            _work(self, *arguments)
+    def stopping(work: Callable[..., object]) -> Callable[..., None]:
+        def stopped(*arguments: Any) -> None:
+            work(*arguments)
             raise KeyboardInterrupt
 
-        setattr(kind, name, stopped)
+        return stopped
+
+    Batches.write = stopping(Batches.write)
+    Validations.on_train_epoch_end = stopping(Validations.on_train_epoch_end)
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -272,8 +274,9 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def results(root: Path) -> dict[str, bytes]:
-    """What a command is judged by: everything but checkpoints' contents."""
-    return {n: b"" if n.endswith(".ckpt") else c for n, c in files(root).items()}
+    """What a command is judged by: everything but its checkpoints, which are for going on."""
+    ours = re.compile(r"run/checkpoints/(best|last|previous)\.ckpt")
+    return {name: content for name, content in files(root).items() if not ours.fullmatch(name)}
 
 
 @contextlib.contextmanager
@@ -311,7 +314,9 @@ def clear(ended: Ended) -> bool:
     return ended.status == 2 and "Traceback" not in ended.said and bool(_NAMED.search(ended.said))
 
 
-def judge(scenario: Scenario, template: Path, expected: dict[str, bytes], kind: str, at: int) -> str:
+def judge(
+    scenario: Scenario, template: Path, expected: dict[str, bytes], kind: str, at: int
+) -> str:
     """Disturb one operation, go on, and say what came of it; "LOST: …" if anything did."""
     foreign = {n: c for n, c in files(template).items() if c.startswith(b"foreign ")}
 
