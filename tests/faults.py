@@ -129,7 +129,8 @@ SCENARIOS = {
 class Faults:
     """Counts the file operations under ``root``, and disturbs the one of number ``at``."""
 
-    TAKING = frozenset({"open", "write", "fsync", "mkdir", "replace", "rename"})
+    TAKING = frozenset({"create", "write", "fsync", "mkdir", "replace", "rename"})
+    CHANGING = (TAKING - {"fsync"}) | {"unlink", "remove", "rmdir"}  # what a file system holds
 
     def __init__(self, root: Path, kind: str = "", at: int = -1):
         self.root, self.kind, self.at, self.count = f"{root}{os.sep}", kind, at, 0
@@ -140,13 +141,13 @@ class Faults:
         self._write, os.write = os.write, self.write
         for name in ("fsync", "mkdir", "rmdir", "unlink", "remove", "replace", "rename", "open"):
             setattr(os, name, self._watched(name, getattr(os, name)))
-        opened = self._watched("open", builtins.open)
-        builtins.open = io.open = opened  # type: ignore[assignment]
+        builtins.open = io.open = self._watched("open", builtins.open)  # type: ignore[assignment]
 
     def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def watched(path: Any, *arguments: Any, **options: Any) -> Any:
             if self._is_ours(path):
-                self._next(name, path)
+                creates = name == "open" and _creates(*arguments, **options)
+                self._next("create" if creates else name, path)
             return function(path, *arguments, **options)
 
         return watched
@@ -181,6 +182,13 @@ class Faults:
             return os.path.abspath(os.fsdecode(path)).startswith(self.root)
         except (OSError, TypeError):
             return False
+
+
+def _creates(how: int | str = "r", *_: Any, mode: str = "r", **__: Any) -> bool:
+    """Whether arguments of ``os.open``, or of ``open``, let a file come into being."""
+    if isinstance(how, int):
+        return bool(how & os.O_CREAT)
+    return bool(set("wax") & set(how + mode))
 
 
 # -- running -------------------------------------------------------------------------------------
@@ -365,10 +373,12 @@ def check(name: str, every: int, first: int) -> tuple[int, collections.Counter[s
         with world(template) as root:
             assert run(scenario.command, root).status == 0
             assert not (names := differ(results(root), expected)), f"not reproducible: {names}"
+        # A process killed between two changes leaves what it leaves at the second.
+        affected = {"kill": Faults.CHANGING, "disk full": Faults.TAKING, "I/O error": clean.names}
         number = first
         for at, operation in enumerate(clean.names):
             for kind in KINDS:
-                if kind == "disk full" and operation not in Faults.TAKING:
+                if operation not in affected[kind]:
                     continue
                 number += 1
                 if number % every == 0:

@@ -514,3 +514,13 @@ def test_printing_never_fails(two, kind: str, monkeypatch) -> None:
     if kind == "ascii":
         text = content.getvalue().decode()
         assert "+/- between samples" in text and "2 samples -> run" in text
+
+
+def test_a_reader_who_has_left_changes_no_status() -> None:
+    """As in ``pyrodiff evaluate RUN | head -1``."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "from pyrodiff import progress; progress.say('x' * 9999); progress.let_go()"
+    ended = subprocess.run([sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert ended.returncode == 0 and not ended.stderr
