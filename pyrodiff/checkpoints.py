@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+_STATES = ("state_dict", "current_model_state")  # averaged weights, and those that are trained
+_KINDS: dict[str, type] = dict.fromkeys((*_STATES, "averaging_state", "loops", "callbacks"), dict)
+_KINDS |= {"optimizer_states": list, "lr_schedulers": list, "running_loss": float}
 
 
 class DurableCheckpoints(TorchCheckpointIO):
@@ -113,7 +116,7 @@ def newest(folder: Path, expected: dict[str, Tensor]) -> Path | None:
         if not path.is_file():
             continue
         try:
-            _check_shapes(path, read_checkpoint(path), expected)
+            _check_contents(path, read_checkpoint(path), expected)
         except ValueError as error:
             reasons.append(error)
             continue
@@ -125,9 +128,15 @@ def newest(folder: Path, expected: dict[str, Tensor]) -> Path | None:
     return None
 
 
-def _check_shapes(path: Path, checkpoint: dict[str, Any], expected: dict[str, Tensor]) -> None:
-    for key in ("state_dict", "current_model_state"):
-        shapes, got = _shapes(expected), _shapes(checkpoint.get(key))
+def _check_contents(path: Path, checkpoint: dict[str, Any], expected: dict[str, Tensor]) -> None:
+    for key, kind in _KINDS.items():
+        if not isinstance(checkpoint.get(key), kind):
+            raise ValueError(
+                f"Expected a checkpoint of this library in {path}; got {key} of type "
+                f"{type(checkpoint.get(key)).__name__}."
+            )
+    for key in _STATES:
+        shapes, got = _shapes(expected), _shapes(checkpoint[key])
         if wrong := [n for n in shapes.keys() | got.keys() if shapes.get(n) != got.get(n)]:
             name = min(wrong, key=str)
             raise ValueError(
@@ -136,7 +145,5 @@ def _check_shapes(path: Path, checkpoint: dict[str, Any], expected: dict[str, Te
             )
 
 
-def _shapes(state: Any) -> dict[Any, tuple[int, ...] | None]:
-    if not isinstance(state, dict):
-        return {}
+def _shapes(state: dict[Any, Any]) -> dict[Any, tuple[int, ...] | None]:
     return {n: tuple(v.shape) if isinstance(v, Tensor) else None for n, v in state.items()}
