@@ -327,7 +327,7 @@ def test_loss_of_an_objective_that_is_given(tmp_path: Path) -> None:
 
 
 def test_validation_is_what_evaluate_says(tmp_path: Path) -> None:
-    x = 1e3 * np.random.default_rng(0).normal(size=(400, 2)) @ np.array([[1.0, 0.5], [0.0, 0.3]])
+    x = 1e6 * np.random.default_rng(0).normal(size=(400, 2)) @ np.array([[1.0, 0.5], [0.0, 0.3]])
     np.savetxt(tmp_path / "x.csv", x, delimiter=",")
     arguments = ["fit", str(tmp_path / "x.csv"), "--output", str(tmp_path / "run")]
     assert main([*arguments, *OPTIONS.split()]) == 0
@@ -338,7 +338,7 @@ def test_validation_is_what_evaluate_says(tmp_path: Path) -> None:
     # evaluate draws its noise in another way: the two agree within their Monte Carlo errors
     few = TermwiseBound(8).estimate(reverse, dataset.validation, seed=0).bits_per_dim()
     result = runs.evaluate(str(tmp_path / "run"), split="validation", quiet=True).bits_per_dim()
-    assert abs(best - result.value) < 4 * math.hypot(few.monte_carlo, result.monte_carlo) < 1
+    assert abs(best - result.value) < 4 * math.hypot(few.monte_carlo, result.monte_carlo) < 5
 
 
 # -- the end -------------------------------------------------------------------------------------
