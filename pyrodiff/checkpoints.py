@@ -6,7 +6,7 @@ previous.ckpt    after the one before
 
 A checkpoint is an uncompressed zip archive of tensors and plain values.  PyTorch does not look at
 its checksums; here they are compared before anything is read.  Each of the three holds all that is
-needed to go on, so that training goes on from the newest that is sound.
+needed to go on, and the newest that is sound is taken.
 """
 
 import io
@@ -28,8 +28,8 @@ __all__ = [
     "LAST",
     "PREVIOUS",
     "DurableCheckpoints",
+    "first_sound",
     "make_room",
-    "newest",
     "read_checkpoint",
 ]
 
@@ -98,21 +98,21 @@ def _check_archive(path: Path) -> None:
             raise ValueError(f"a damaged entry {damaged!r} (its checksum differs).")
 
 
-def newest(folder: Path, expected: dict[str, Tensor]) -> Path | None:
-    """The newest sound checkpoint, or None where there is none at all.
+def first_sound(folder: Path, names: tuple[str, ...], expected: dict[str, Tensor]) -> Path | None:
+    """The first checkpoint that is there and sound, or None where there is none at all.
 
     One that is passed over is warned of.
 
     Args:
-        folder: of the three.
-        expected: the state of the module that is to go on, whose names and shapes the checkpoint's
-            must have.
+        folder: of the checkpoints.
+        names: of the files, in the order in which they are wanted.
+        expected: the state of the module, whose names and shapes the checkpoint's must have.
 
     Raises:
-        ValueError: checkpoints, but no sound one; the reason of the newest.
+        ValueError: checkpoints, but no sound one; the reason of the first.
     """
     reasons: list[ValueError] = []
-    for path in (folder / name for name in (LAST, PREVIOUS, BEST)):
+    for path in (folder / name for name in names):
         if not path.is_file():
             continue
         try:
@@ -121,7 +121,7 @@ def newest(folder: Path, expected: dict[str, Tensor]) -> Path | None:
             reasons.append(error)
             continue
         if reasons:
-            warnings.warn(f"{reasons[0]} Training goes on from {path.name}.", stacklevel=2)
+            warnings.warn(f"{reasons[0]} {path.name} is taken instead.", stacklevel=2)
         return path
     if reasons:
         raise reasons[0]

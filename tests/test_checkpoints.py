@@ -217,7 +217,7 @@ def test_goes_on_from_the_newest_sound_checkpoint(
     for name in names:
         damage(broken / "checkpoints" / name)
     after = "best.ckpt" if "previous.ckpt" in names else "previous.ckpt"
-    with pytest.warns(UserWarning, match=rf"last\.ckpt; got .* Training goes on from {after}"):
+    with pytest.warns(UserWarning, match=rf"last\.ckpt; got .* {after} is taken instead"):
         weights = fit(points, broken, resume=True).state_dict()
     check_same(broken, weights, whole[1])
 
@@ -227,6 +227,15 @@ def test_goes_on_where_the_last_is_missing(
 ) -> None:
     (broken / "checkpoints" / "last.ckpt").unlink()
     check_same(broken, fit(points, broken, resume=True).state_dict(), whole[1])
+
+
+def test_damaged_best_is_not_returned_without_a_word(broken: Path, points: data.DataSet) -> None:
+    """The training had ended: nothing is left to make a better one."""
+    flip(broken / "checkpoints" / "best.ckpt")
+    with pytest.warns(UserWarning, match=r"best\.ckpt; got a damaged .* last\.ckpt is taken"):
+        weights = fit(points, broken, resume=True).state_dict()
+    last = training.read_checkpoint(broken / "checkpoints" / "last.ckpt")["state_dict"]
+    assert all(torch.equal(value, last[f"reverse.{name}"]) for name, value in weights.items())
 
 
 def test_every_flipped_byte_is_seen(whole: tuple[Path, Outcome], tmp_path: Path) -> None:
