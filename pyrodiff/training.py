@@ -250,7 +250,7 @@ def fit(
         objective: what to minimise.
         data: its train split is learned from, its validation split judged on.
         settings: complete settings (``settings.recipe``).
-        folder: the run.
+        folder: the run; without ``resume``, the checkpoints of an earlier one are removed.
         resume: go on from the newest sound checkpoint where there is one; others are warned of.
         progress: show a bar.
 
@@ -271,6 +271,9 @@ def fit(
     module = DiffusionModule(reverse, objective, settings, data.log_density_offset())
     checkpoints, state = folder / "checkpoints", module.state_dict()
     start = first_sound(checkpoints, (LAST, PREVIOUS, BEST), state) if resume else None
+    if start is None:
+        for name in (LAST, PREVIOUS, BEST):  # of another training: nobody is to go on from them
+            (checkpoints / name).unlink(missing_ok=True)
     with torch.random.fork_rng(), stoppable():
         _train(module, data, settings, folder, start, progress)
     if not (checkpoints / BEST).exists():

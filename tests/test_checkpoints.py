@@ -255,6 +255,18 @@ def test_every_flipped_byte_is_seen(whole: tuple[Path, Outcome], tmp_path: Path)
     assert refused >= 30
 
 
+def test_new_training_leaves_no_checkpoint_of_an_old_one(
+    broken: Path, points: data.DataSet
+) -> None:
+    """Else a run that is stopped early would go on from another's."""
+    once = replace(TINY, steps=2, seed=1)
+    fit(points, broken, once)
+    folder = broken / "checkpoints"
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+    for path in folder.iterdir():
+        assert training.read_checkpoint(path)["global_step"] == 2
+
+
 def test_no_sound_checkpoint_is_an_error(broken: Path, points: data.DataSet) -> None:
     for path in (broken / "checkpoints").iterdir():
         cut(path)
