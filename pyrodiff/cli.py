@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 import pyrodiff
+from pyrodiff.progress import make_forgiving, say
 from pyrodiff.settings import FLAGS, ComparisonSettings, EvaluationSettings, FitSettings
 from pyrodiff.signals import Terminated, stoppable
 
@@ -137,23 +138,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0, or 2 for a mistake, explained in one line, or 130 where it was interrupted (SIGINT), or 143
     where it was terminated (SIGTERM).
     """
+    make_forgiving()
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args([_underscored(argument) for argument in arguments])
+    command = options.command
     try:
         with stoppable():
-            _run(options.command, options[options.command])
+            _run(command, options[command])
     except (ValueError, OSError, ImportError) as error:
-        print(f"pyrodiff {options.command}: error: {error}", file=sys.stderr)
+        _complain(f"pyrodiff {command}: error: {error}")
         if isinstance(error, ChildProcessError):
-            print("What is finished is kept: --resume goes on with it.", file=sys.stderr)
+            _complain("What is finished is kept: --resume goes on with it.")
         return 2
     except KeyboardInterrupt as end:
-        resumes = options.command != "sample"
-        kept = "; --resume goes on with what is finished" if resumes else ""
         what, status = ("terminated", 143) if isinstance(end, Terminated) else ("interrupted", 130)
-        print(f"pyrodiff {options.command}: {what}{kept}", file=sys.stderr)
+        kept = "; --resume goes on with what is finished" if command != "sample" else ""
+        _complain(f"pyrodiff {command}: {what}{kept}")
         return status
     return 0
+
+
+def _complain(line: str) -> None:
+    say(line, name="stderr")
 
 
 def _run(command: str, values: Any) -> None:

@@ -6,11 +6,12 @@ also after a power cut.  What a killed process left under a temporary name is re
 write of the same file; names in use are locked and left alone.
 """
 
+import contextlib
 import errno
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if os.name == "posix":
@@ -19,41 +20,54 @@ if os.name == "posix":
 __all__ = ["fsync_folder", "named", "sweep", "temporaries", "write_atomically", "write_bytes"]
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary name beside ``path``, then move the result into place.
+def write_bytes(path: Path, content: bytes) -> None:
+    """Make ``content`` the content of ``path``, at once.
 
-    The name is ``.NAME.<16 hexadecimal digits>.tmp`` and has no suffix of ``path``'s.  Permissions
-    are those of the process's umask.
+    Permissions are those of the process's umask.
 
     Args:
         path: the target; its folder is made where it is missing.
-        write: writes the file of the name that it gets, and may raise anything.
+        content: not empty.
 
     Raises:
-        OSError: the disk is full or broken (the error names the file), or nothing was written;
-            the old file, if any, is left as it was.
+        OSError: the disk is full or broken (the error names the file); the old file, if any, is
+            left as it was.
     """
+    with _replaced(path) as (handle, _):
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """As ``write_bytes``, for content that ``write`` writes to the name that it gets.
+
+    The name is ``.NAME.<16 hexadecimal digits>.tmp`` and has no suffix of ``path``'s.
+    """
+    with _replaced(path) as (_, temporary):
+        write(temporary)
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[tuple[int, Path]]:
+    """A new file beside ``path``, its handle and name, which takes ``path``'s place at the end."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
         handle, temporary = _create(path)
         try:
-            write(temporary)
+            yield handle, temporary
             _flush(temporary)
             os.replace(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # swept later
+                temporary.unlink(missing_ok=True)
             raise
         finally:
             os.close(handle)
         fsync_folder(path.parent)
     except OSError as error:
         raise named(error, path) from error
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content``, as ``write_atomically`` does."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def named(error: OSError, path: Path) -> OSError:

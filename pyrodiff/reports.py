@@ -8,7 +8,7 @@ import torch
 
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.progress import progress_bar
+from pyrodiff.progress import console, progress_bar, say
 from pyrodiff.settings import EvaluationSettings
 
 __all__ = ["Counter", "print_evaluation", "worse_than_uniform"]
@@ -56,7 +56,6 @@ class Counter:
 
 def print_evaluation(result: LogLikelihood, dataset: DataSet, settings: EvaluationSettings) -> None:
     """The mean over samples with its errors, what it is, and what it cost."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{dataset.name}, {settings.split}: {len(result.value)} samples")
@@ -78,9 +77,8 @@ def print_evaluation(result: LogLikelihood, dataset: DataSet, settings: Evaluati
         table.add_row(
             "exact log p of the data's law", f"{float(exact.mean()):.3f}", f"{error:.3f}", ""
         )
-    Console().print(table)
-    for line in _lines(result, settings) + worse_than_uniform(result, dataset.levels):
-        print(line)
+    console().print(table)
+    say(*_lines(result, settings), *worse_than_uniform(result, dataset.levels))
 
 
 def _lines(result: LogLikelihood, settings: EvaluationSettings) -> list[str]:
