@@ -12,7 +12,7 @@ import reprlib
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 __all__ = ["check_types", "conforms", "reason", "short"]
 
@@ -40,8 +40,9 @@ def reason(error: BaseException) -> str:
 def conforms(value: object, hint: Any) -> bool:
     """Whether a plain value is of the annotated type; an int is a float, a bool is neither.
 
-    Known are ``bool``, ``int``, ``float``, ``str``, ``None``, unions, and sequences of these as
-    tuples and lists.  Floats have to be finite.  Any other type is left to its constructor.
+    Known are ``bool``, ``int``, ``float``, ``str``, ``None``, names (``Literal``), unions, and
+    sequences of these, as tuples or lists.  Floats have to be finite.  Any other type is left to
+    its constructor.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, UnionType):
@@ -51,6 +52,8 @@ def conforms(value: object, hint: Any) -> bool:
         return same and all(map(conforms, typing.cast(Sequence[object], value), arguments))
     if origin is tuple or (inspect.isclass(origin) and issubclass(origin, Sequence)):
         return isinstance(value, tuple | list) and all(conforms(v, arguments[0]) for v in value)
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
     if hint in (None, type(None)):
         return value is None
     if hint is float:

@@ -92,8 +92,12 @@ def load(
         drawn, log_prob = plane(source, seed, num_samples)
         return prepare(drawn, standardize=standardize, log_prob=log_prob)
     _refuse_options("a file", num_samples=num_samples)
-    found = _read(_find(source), context, key)
-    return prepare(found, seed=seed, standardize=standardize, levels=levels)
+    path = _find(source)
+    try:
+        found = _read(path, context, key)
+        return prepare(found, seed=seed, standardize=standardize, levels=levels)
+    except MemoryError as error:
+        raise ValueError(f"Expected data that fit into memory; got {path}, which do not") from error
 
 
 def _refuse_options(source: str, **options: object) -> None:

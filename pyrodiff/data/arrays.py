@@ -14,7 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from pyrodiff.data.files import Context, check_bytes, reason, unreadable
+from pyrodiff.checks import reason
+from pyrodiff.data.files import Context, check_bytes, unreadable
 from pyrodiff.data.prepare import Array, Source, take_columns
 
 __all__ = ["MAX_HEADER", "read_npy", "read_npz"]
@@ -146,7 +147,7 @@ def _choose_keys(
     keys: Mapping[str, object], context: str | None, key: str | None
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The keys of the data and of the context, per split ("all" if the file has no splits)."""
-    listed = ", ".join(keys) or "none"
+    listed = ", ".join(list(keys)[:20]) + (", …" if len(keys) > 20 else "") or "none"
     if key is not None and key not in keys:
         near = get_close_matches(key, list(keys), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
