@@ -116,12 +116,14 @@ def build_parts(config: Any, parts: Mapping[str, Any]) -> dict[str, Any]:
         descriptions["network"] = descriptions["denoiser"].get("network")
         if descriptions["denoiser"].get("external"):  # which brings its network along
             descriptions["network"] = {}
+        elif parts.get("network") is None:
+            _described(descriptions["network"])
     elif parts.get("network") is not None:
         raise ValueError("Expected a network or a denoiser, which holds one; got both.")
     missing = {
         kind: description["class"]
         for kind, description in descriptions.items()
-        if parts.get(kind) is None and description and description.get("external")
+        if parts.get(kind) is None and description.get("external")
     }
     if missing:
         raise _not_handed_in(missing)

@@ -4,12 +4,12 @@
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from random import Random
 
 import pytest
-from fuzzing.targets import TARGETS
-from fuzzing.worker import run, supported
+from fuzzing.targets import TARGETS, Target
+from fuzzing.worker import Worker, supported
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,33 +19,37 @@ _TOTAL = sum(target.share for target in TARGETS.values())
 pytestmark = pytest.mark.skipif(not supported(), reason="address-space limits are Linux's")
 
 
-def case(name: str) -> Callable[[Random], None]:
-    """The property of a target: every outcome is an allowed one."""
-    target = TARGETS[name]
+@pytest.fixture(params=TARGETS)
+def target(request: pytest.FixtureRequest) -> Target:
+    return TARGETS[request.param]
+
+
+@pytest.fixture
+def worker(target: Target) -> Iterator[Worker]:
+    worker = Worker(target.read)
+    yield worker
+    worker.close()
+
+
+def test_valid_files_are_right(target: Target, worker: Worker) -> None:
+    for files in target.valid():
+        outcome = worker.run(files)
+        assert outcome.kind == "right", outcome.detail
+
+
+def test_no_file_does_harm(target: Target, worker: Worker) -> None:
     variants = target.valid()
 
     def check(random: Random) -> None:
         files = target.change(dict(random.choice(variants)), random)
-        outcome = run(target.read, files)
+        outcome = worker.run(files)
         assert outcome.allowed, f"{outcome.kind}\n{outcome.detail}"
 
-    return check
-
-
-@pytest.mark.parametrize("name", TARGETS)
-def test_valid_files_are_right(name: str) -> None:
-    for files in TARGETS[name].valid():
-        outcome = run(TARGETS[name].read, files)
-        assert outcome.kind == "right", outcome.detail
-
-
-@pytest.mark.parametrize("name", TARGETS)
-def test_no_file_does_harm(name: str) -> None:
     options = settings(
-        max_examples=max(1, round(CASES * TARGETS[name].share / _TOTAL)),
+        max_examples=max(1, round(CASES * target.share / _TOTAL)),
         derandomize=True,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    options(given(st.randoms(use_true_random=False))(case(name)))()
+    options(given(st.randoms(use_true_random=False))(check))()

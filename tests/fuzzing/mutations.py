@@ -114,8 +114,11 @@ def blind(content: bytes, random: Random) -> bytes:
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The paths of all values within a value."""
     found = [path] if path else []
-    parts = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, part in parts if isinstance(value, dict | list) else ():
+    if isinstance(value, dict):
+        parts: list[tuple[Any, Any]] = list(value.items())
+    else:
+        parts = list(enumerate(value)) if isinstance(value, list) else []
+    for key, part in parts:
         found += places(part, (*path, key))
     return found
 
@@ -290,8 +293,8 @@ def npy_file(content: bytes, random: Random) -> bytes:
     if kind == 2:
         with np.errstate(all="ignore"):
             flat = flat.astype(random.choice(["f2", "f4", "f8", "i1", "i8", "u4", "?", "c8"]))
-        if flat.dtype.kind == "f":
-            flat[random.randrange(flat.size)] = random.choice([*_FLOATS, 1e5])
+            if flat.dtype.kind == "f":
+                flat[random.randrange(flat.size)] = random.choice([*_FLOATS, 1e5])
         array = flat.reshape(array.shape)
     else:
         shape = [random.choice([0, 1, 2, 3, 10, 12]) for _ in range(random.randrange(6))]

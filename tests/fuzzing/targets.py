@@ -31,6 +31,8 @@ from pyrodiff.likelihood.pilot import Pilot
 from pyrodiff.networks import ResidualConvNet, ResidualMLP
 from pyrodiff.schedules import BetaSchedule, LogSNRSchedule
 
+torch.set_num_threads(1)  # a pool of threads does not outlive a fork
+
 Change = Callable[[dict[str, bytes], Random], dict[str, bytes]]
 
 

@@ -1,7 +1,6 @@
-"""One case in a forked child: 10 seconds, 500 MiB, and what became of it.
+"""Cases in a forked child: 10 seconds of its processor, 500 MiB each, and what became of them.
 
-A child inherits all imports, so that a case costs little more than the fork; a crash in native code
-ends the child alone.
+A crash in native code ends the child alone.
 """
 
 import contextlib
@@ -15,14 +14,16 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import pyrodiff
 
-SECONDS, MEBIBYTES, MESSAGE = 10, 500, 1500
+SECONDS, MEBIBYTES = 10, 500
+MESSAGE = 1500  # characters
+RECYCLED = 500  # cases, after which a child makes room for another
 PACKAGE = str(Path(pyrodiff.__file__).parent)
 Files = Mapping[str, bytes]
 
@@ -44,44 +45,95 @@ class Outcome(NamedTuple):
         return self.kind in ("right", "ValueError", "OSError")
 
 
-def run(read: Callable[[Path], object], files: Files) -> Outcome:
-    """Write ``files`` into a folder of their own and read it in a child process."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    try:
-        for name, content in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-        receive, send = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(receive)
-            _child(read, folder, send)
-        os.close(send)
-        with os.fdopen(receive, "rb") as stream:
-            answer = stream.read()
-        _, status = os.waitpid(child, 0)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    if os.WIFSIGNALED(status):
+class Worker:
+    """A forked child that reads one folder after the other; another takes its place when it dies.
+
+    Args:
+        read: reads a folder; what it raises, or that it returns, is the outcome.
+    """
+
+    def __init__(self, read: Callable[[Path], object]):
+        self.read, self.child, self.cases = read, 0, 0
+
+    def run(self, files: Files) -> Outcome:
+        """Write ``files`` into a folder of their own and have the child read it."""
+        folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+        try:
+            for name, content in files.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+            if not self.child:
+                self._start()
+            self.requests.write(f"{folder}\n".encode())
+            self.requests.flush()
+            answer = self.answers.readline()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        outcome = Outcome(*json.loads(answer)) if answer else None
+        self.cases += 1
+        if outcome is None or not outcome.allowed or self.cases >= RECYCLED:
+            ended = self.close()
+        return outcome or ended
+
+    def close(self) -> Outcome:
+        """End the child, and say how it ended."""
+        if not self.child:
+            return Outcome("right", "")
+        self.requests.close()
+        self.answers.close()
+        _, status = os.waitpid(self.child, 0)
+        self.child = self.cases = 0
+        if not os.WIFSIGNALED(status):
+            return Outcome("crash", f"status {status}")
         number = os.WTERMSIG(status)
-        return Outcome("hang" if number == signal.SIGALRM else "crash", f"signal {number}")
-    return Outcome(*json.loads(answer)) if answer else Outcome("crash", f"status {status}")
+        slow = number in (signal.SIGALRM, signal.SIGPROF)
+        return Outcome("hang" if slow else "crash", f"signal {number}")
+
+    def _start(self) -> None:
+        (request_end, self_requests), (self_answers, answer_end) = os.pipe(), os.pipe()
+        self.child = os.fork()
+        if self.child == 0:
+            os.close(self_requests)
+            os.close(self_answers)
+            _serve(self.read, os.fdopen(request_end, "rb"), os.fdopen(answer_end, "wb"))
+        os.close(request_end)
+        os.close(answer_end)
+        self.requests, self.answers = os.fdopen(self_requests, "wb"), os.fdopen(self_answers, "rb")
 
 
-def _child(read: Callable[[Path], object], folder: Path, send: int) -> None:
+def _serve(read: Callable[[Path], object], requests: IO[bytes], answers: IO[bytes]) -> None:
+    """What the child does, until there are no more requests."""
     try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(SECONDS)
-        limit = _address_space() + MEBIBYTES * 2**20
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        os.chdir(folder)
+        for number in (signal.SIGALRM, signal.SIGPROF):
+            signal.signal(number, signal.SIG_DFL)
         warnings.simplefilter("ignore")
         nowhere = io.StringIO()
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-            outcome = _outcome(read, folder)
-        os.write(send, json.dumps(outcome).encode())
+            for line in requests:
+                folder = Path(line.decode().rstrip("\n"))
+                os.chdir(folder)
+                with _limits():
+                    outcome = _outcome(read, folder)
+                os.chdir("/")
+                answers.write(json.dumps(outcome).encode() + b"\n")
+                answers.flush()
     finally:
         os._exit(0)
+
+
+@contextlib.contextmanager
+def _limits() -> Iterator[None]:
+    """Time and memory of one case; the first of its own processor, as machines may be busy."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEBIBYTES * 2**20, hard))
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(30 * SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
 def _outcome(read: Callable[[Path], object], folder: Path) -> Outcome:
