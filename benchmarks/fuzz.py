@@ -1,6 +1,6 @@
 """Fuzz everything that pyrodiff reads, and count how the cases ended.
 
-    make fuzz                                         50,000 cases, into benchmarks/results/fuzz.json
+    make fuzz                      50,000 cases, counted in benchmarks/results/fuzz.json
     python benchmarks/fuzz.py --cases 5000 --targets models results --seed 1
 
 Cases that ended in another way than allowed (a right value, our own ValueError, an OSError, within

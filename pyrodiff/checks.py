@@ -10,11 +10,11 @@ import math
 import numbers
 import reprlib
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Union
 
-__all__ = ["check_types", "conforms", "reason", "short"]
+__all__ = ["check_types", "conforms", "listed", "reason", "short"]
 
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxdict, _REPR.maxlist, _REPR.maxtuple = 2, 4, 6, 6
@@ -29,6 +29,12 @@ def short(value: object) -> str:
     except ValueError:  # Python refuses to write out integers of thousands of digits
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= _LINE else f"{text[: _LINE - 1]}…"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names separated by commas, the first twenty of them."""
+    every = list(names)
+    return ", ".join(name[:80] for name in every[:20]) + (", …" if len(every) > 20 else "")
 
 
 def reason(error: BaseException) -> str:

@@ -88,9 +88,9 @@ def build(kind: str, description: Any, **parts: Any) -> Any:
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     try:
         return known[name](**arguments, **parts)
-    except ValueError:
-        raise
     except Exception as error:  # values from a file can make a constructor raise nearly anything
+        if isinstance(error, ValueError) and str(error).startswith("Expected"):
+            raise
         message = f"Expected a valid description of {name}; got {reason(error)}."
         raise ValueError(message) from error
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrodiff.checks import listed, short
 from pyrodiff.data.dataset import Affine, DataSet
 
 __all__ = ["MIN_ROWS", "Array", "Source", "prepare", "take_columns"]
@@ -58,7 +59,8 @@ def take_columns(source: Source, context: str | int | Sequence[str | int]) -> So
     kept = [i for i in range(len(names)) if i not in positions]
     if not kept or not positions:
         raise ValueError(
-            f"Expected some columns as context and some as data; got {wanted} of {len(names)}"
+            "Expected some columns as context and some as data; "
+            f"got {short(wanted)} of {len(names)}"
         )
     return replace(
         source,
@@ -121,7 +123,7 @@ def _position(column: str | int, names: Sequence[str]) -> int:
         return column
     if isinstance(column, str) and column in names:
         return names.index(column)
-    raise ValueError(f"Expected a column among {', '.join(names)}; got {column!r}")
+    raise ValueError(f"Expected a column among {listed(names)}; got {short(column)}")
 
 
 def _check_numbers(array: Array, split: str, columns: Sequence[str] | None = None) -> None:
@@ -137,7 +139,11 @@ def _check_numbers(array: Array, split: str, columns: Sequence[str] | None = Non
         raise ValueError(
             f"Expected finite values; got {count} NaN or infinite"
             f"{'' if split == 'all' else f' in {split}'}, the first ({array[index]}) at "
-            + (f"row {index[0]}, column {columns[index[1]]!r}" if columns else f"index {index}")
+            + (
+                f"row {index[0]}, column {short(columns[index[1]])}"
+                if columns
+                else f"index {index}"
+            )
         )
 
 
@@ -175,11 +181,10 @@ def _warn_of_atoms(events: dict[str, Array], source: Source) -> None:
     else:
         names = [_name_position((int(i),), source.columns) for i in np.flatnonzero(whole)]
     if names:
-        listed = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
         count = f" ({len(names)} of {len(whole)} columns)" if whole.ndim == 1 else ""
         warnings.warn(
             f"Expected continuous values in {source.name}; got whole numbers alone in "
-            f"{listed}{count}. A value that repeats is "
+            f"{listed(names)}{count}. A value that repeats is "
             "an atom, which has no density: a density learned there grows without limit, and its "
             "likelihood says nothing. Give levels= if all of the data are discrete, take such "
             "columns as context= or leave them out, or add noise of their spacing.",
@@ -200,7 +205,7 @@ def _to_events(array: Array) -> Array:
         return array
     raise ValueError(
         "Expected an array (N,), (N, d), (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 "
-        f"channels C; got shape {array.shape}"
+        f"channels C; got shape {short(array.shape)}"
     )
 
 
@@ -309,7 +314,7 @@ def _to_standard(
 def _name_position(index: tuple[int, ...], columns: Sequence[str] | None) -> str:
     """How an error calls a place of an event: a column by name or number, a pixel by (c, i, j)."""
     if len(index) == 1:
-        return f"column {columns[index[0]]!r}" if columns else f"column {index[0]}"
+        return f"column {short(columns[index[0]])}" if columns else f"column {index[0]}"
     return f"pixel {index}"
 
 

@@ -327,7 +327,10 @@ def _other_netcdf(content: bytes, random: Random) -> bytes:
         elif kind == 5:
             del file.attrs[random.choice(["kind", "dimensions", "estimator", "shared_calls"])]
         else:
-            file[name][...] = random.choice([np.nan, np.inf, -1.0, 0.0])
+            fill: list[Any] = (
+                [np.nan, np.inf, -1.0, 0.0] if file[name].dtype.kind == "f" else [0, -1]
+            )
+            file[name][...] = random.choice(fill)
     return buffer.getvalue()
 
 
