@@ -11,7 +11,9 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 import pyrodiff
+from pyrodiff.progress import make_forgiving, say
 from pyrodiff.settings import FLAGS, ComparisonSettings, EvaluationSettings, FitSettings
+from pyrodiff.signals import Terminated, stoppable
 
 __all__ = ["main", "make_parser"]
 
@@ -107,6 +109,7 @@ def make_parser() -> ArgumentParser:
         prog="pyrodiff",
         description="Variational diffusion models as Pyro programs.",
         version=pyrodiff.__version__,
+        allow_abbrev=False,  # nor do the commands
     )
     commands = parser.add_subcommands(required=True, dest="command")
     commands.add_subcommand("fit", _fit_parser())
@@ -132,23 +135,31 @@ def _underscored(argument: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
-    0, or 2 for a mistake, explained in one line, or 130 where it was interrupted.
+    0, or 2 for a mistake, explained in one line, or 130 where it was interrupted (SIGINT), or 143
+    where it was terminated (SIGTERM).
     """
+    make_forgiving()
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args([_underscored(argument) for argument in arguments])
+    command = options.command
     try:
-        _run(options.command, options[options.command])
+        with stoppable():
+            _run(command, options[command])
     except (ValueError, OSError, ImportError) as error:
-        print(f"pyrodiff {options.command}: error: {error}", file=sys.stderr)
+        _complain(f"pyrodiff {command}: error: {error}")
         if isinstance(error, ChildProcessError):
-            print("What is finished is kept: --resume goes on with it.", file=sys.stderr)
+            _complain("What is finished is kept: --resume goes on with it.")
         return 2
-    except KeyboardInterrupt:
-        resumes = options.command != "sample"
-        kept = "; --resume goes on with what is finished" if resumes else ""
-        print(f"pyrodiff {options.command}: interrupted{kept}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as end:
+        what, status = ("terminated", 143) if isinstance(end, Terminated) else ("interrupted", 130)
+        kept = "; --resume goes on with what is finished" if command != "sample" else ""
+        _complain(f"pyrodiff {command}: {what}{kept}")
+        return status
     return 0
+
+
+def _complain(line: str) -> None:
+    say(line, name="stderr")
 
 
 def _run(command: str, values: Any) -> None:

@@ -11,8 +11,6 @@ alone, so it does not matter which process computes it, in which order, or after
 """
 
 import contextlib
-import hashlib
-import shutil
 import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -24,11 +22,12 @@ from torch import Tensor
 
 import pyrodiff
 from pyrodiff import serialization
+from pyrodiff.batches import Batches, checksum, seal
 from pyrodiff.chains import ReverseChain
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import Estimator, LogLikelihood
 from pyrodiff.reports import Counter
-from pyrodiff.settings import EvaluationSettings, check_unchanged
+from pyrodiff.settings import EvaluationSettings
 from pyrodiff.workers import share
 
 __all__ = ["evaluate_split", "identity", "load_model", "make_estimator"]
@@ -85,7 +84,7 @@ def evaluate_split(
     """log p of each sample of a split, in the units of the data as given.
 
     Args:
-        folder: the run.
+        folder: the run, locked by the caller (``folders.locked``).
         dataset: data with the run's transform.
         settings: the estimator and where its randomness comes from.
         resume: go on with the finished batches of an evaluation that was interrupted; without it
@@ -99,9 +98,9 @@ def evaluate_split(
         ChildProcessError: a worker that died; finished batches are kept.
     """
     x_0, context = _samples(dataset, settings.split, settings.limit)
-    parts = _Parts(folder / "evaluation" / f"{settings.split}-{settings.estimator}")
     record = _record(folder, dataset, settings, x_0, context)
-    parts.prepare(record, resume)
+    parts = Batches(folder / "evaluation" / f"{settings.split}-{settings.estimator}", record)
+    parts.prepare(resume)
     with Counter(dataset, quiet) as counter:
         estimator = make_estimator(settings, _learned(folder, parts, dataset, settings, counter))
         step = estimator.samples_per_batch(settings.batch_size)
@@ -117,13 +116,14 @@ def evaluate_split(
         # closed at once on any exception, so that no worker goes on
         with contextlib.closing(_work(folder, estimator, settings, tasks, processes)) as arriving:
             for number, result in arriving:
-                parts.write(number, result)
+                parts.write(number, batches[number], result)
                 results[number] = result
                 counter.show(results)
     whole = LogLikelihood.concatenate([results[number] for number in batches])
     result = whole + dataset.log_density_offset()
     kept = ("data", "split", "seed", "samples_checksum")
     attributes = {name: record[name] for name in kept}
+    attributes["seal"] = seal(result, parts.identity)
     result.save(folder / "evaluation.nc", **attributes)
     parts.remove()
     return result
@@ -163,28 +163,20 @@ def _record(
         "pyrodiff": pyrodiff.__version__,
         "data": dataset.name,
         "samples": len(x_0),
-        "samples_checksum": _checksum(*samples),
-        "model_checksum": _checksum(model.encode(), weights.read_bytes()),
+        "samples_checksum": checksum(*samples),
+        "model_checksum": checksum(model.encode(), weights.read_bytes()),
     }
 
 
 def identity(folder: Path, dataset: DataSet, settings: EvaluationSettings) -> str:
     """A checksum of all that the values of an evaluation depend on."""
     samples = _samples(dataset, settings.split, settings.limit)
-    record = _record(folder, dataset, settings, *samples)
-    return _checksum(repr(sorted(record.items())).encode())
-
-
-def _checksum(*contents: bytes) -> str:
-    digest = hashlib.sha256()
-    for content in contents:
-        digest.update(content)
-    return digest.hexdigest()[:16]
+    return Batches(folder, _record(folder, dataset, settings, *samples)).identity
 
 
 def _learned(
     folder: Path,
-    parts: "_Parts",
+    parts: Batches,
     dataset: DataSet,
     settings: EvaluationSettings,
     counter: Counter,
@@ -258,47 +250,3 @@ def _evaluator(
         return task.number, result
 
     return evaluate
-
-
-# -- what is done --------------------------------------------------------------------------------
-
-
-class _Parts:
-    """The results of finished batches, a file each."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def prepare(self, record: dict[str, Any], resume: bool) -> None:
-        """Make the folder ready for an evaluation with these settings, or refuse to go on."""
-        path = self.folder / "settings.yaml"
-        if resume and path.is_file():
-            held = serialization.read_config(path)
-            check_unchanged(self.folder, {k: held[k] for k in held if k != "format"}, record)
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        serialization.write_config(path, record)
-
-    def write(self, number: int, result: LogLikelihood) -> None:
-        """Keep the result of a batch; all of it is there or none."""
-        result.save(self._path(number))
-
-    def read(self, batches: dict[int, range]) -> dict[int, LogLikelihood]:
-        """The batches that are there; a file that cannot be read counts as not there."""
-        results = {}
-        for number, some in batches.items():
-            if self._path(number).exists():
-                with contextlib.suppress(OSError, ValueError, KeyError, RuntimeError):
-                    result = LogLikelihood.load(self._path(number))
-                    if len(result.value) == len(some):
-                        results[number] = result
-        return results
-
-    def remove(self) -> None:
-        """Leave nothing of this evaluation, and no empty folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another evaluation is under way beside it
-            self.folder.parent.rmdir()
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"batch-{number:06d}.nc"

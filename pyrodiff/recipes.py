@@ -34,7 +34,8 @@ def make_network(
 ) -> nn.Module:
     """The network of complete settings (see ``settings.recipe``)."""
     learned = _VARIANCES[settings.variance or ""].learned
-    width = settings.width or 1
+    assert settings.width and settings.blocks
+    width = settings.width
     if settings.network == "mlp":
         return networks.ResidualMLP(
             event_shape,
@@ -51,7 +52,14 @@ def make_network(
             f"got events of shape {event_shape}. Use network 'mlp'."
         )
     if settings.network == "unet":
-        return networks.UNet(event_shape, context_size=context_size, learned_variance=learned)
+        return networks.UNet(
+            event_shape,
+            channels=(width, 2 * width),
+            layers=settings.blocks,
+            context_size=context_size,
+            learned_variance=learned,
+            dropout=settings.dropout or 0.0,
+        )
     reads_levels = settings.denoiser == "data" and levels is not None and levels <= 32
     return networks.ResidualConvNet(
         event_shape,
@@ -70,7 +78,7 @@ def _make_schedule(settings: FitSettings) -> schedules.Schedule:
         return schedules.LinearSchedule()
     if settings.schedule == "cosine":
         return schedules.CosineSchedule()
-    assert settings.log_snr_max is not None
+    assert settings.log_snr_max is not None and settings.log_snr_min is not None
     return schedules.LogSNRSchedule(settings.log_snr_max, settings.log_snr_min)
 
 

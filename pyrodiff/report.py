@@ -6,14 +6,16 @@ names is escaped.
 """
 
 import base64
+import contextlib
 import html
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from pyrodiff import serialization
+from pyrodiff import report_folder, serialization
 from pyrodiff.comparison import Difference
+from pyrodiff.evaluation import load_model
+from pyrodiff.pictures import samples_png
 from pyrodiff.report_figures import Figure, draw_figures
 from pyrodiff.report_text import Report, Table, facts, reading, tables, words
 
@@ -21,34 +23,30 @@ __all__ = ["write_report"]
 
 
 def write_report(report: Report, path: Path) -> Path:
-    """Write the page, and beside it the folder of figures and values; returns the page's path."""
+    """Write the page, and beside it the folder of figures and values; returns the page's path.
+
+    The folder is locked by the caller, and the names are claimed (``report_folder``).
+    """
     figures, folder = draw_figures(report.comparison, report.first), path.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    for figure in figures:
-        _write_bytes(folder / f"{figure.name}.png", figure.png)
-    for old in {"means", "differences", "terms", "ladder", "weights"} - {f.name for f in figures}:
-        (folder / f"{old}.png").unlink(missing_ok=True)
+    page = _page(report, figures).encode()
+    names = [f"{figure.name}.png" for figure in figures]
+    for name, figure in zip(names, figures, strict=True):
+        serialization.write_bytes(folder / name, figure.png)
     if not report.settings.saved:
-        _save_values(report, folder)
-    _write_bytes(path, _page(report, figures).encode())
+        names += _save_values(report, folder)
+    report_folder.settle(folder, names)
+    serialization.write_bytes(path, page)
     return path
 
 
-def _write_bytes(path: Path, content: bytes) -> None:
-    serialization.write_atomically(path, lambda name: name.write_bytes(content))
-
-
-def _save_values(report: Report, folder: Path) -> None:
-    """Every evaluation in a file of its own."""
-    for old in (folder / "values").glob("[0-9]*-*.nc"):
-        old.unlink()
-    held = {"data": report.dataset.name, "split": report.evaluation.split}
+def _save_values(report: Report, folder: Path) -> list[str]:
+    """Every evaluation in a file of its own; their names."""
+    held, names = {"data": report.dataset.name, "split": report.evaluation.split}, []
     for number, (name, results) in enumerate(zip(report.names, report.results, strict=True), 1):
-        slug = re.sub(r"[^\w.-]+", "-", name)
         for repeat, (result, seed) in enumerate(zip(results, report.noise, strict=True), 1):
-            part = f"-{repeat}" if len(results) > 1 else ""
-            own = held | {"seed": seed, "run": name}
-            result.save(folder / "values" / f"{number}-{slug}{part}.nc", **own)
+            names.append(report_folder.value_name(number, name, repeat, len(results)))
+            result.save(folder / names[-1], **held, seed=seed, run=name)
+    return names
 
 
 def _page(report: Report, figures: Sequence[Figure]) -> str:
@@ -57,6 +55,7 @@ def _page(report: Report, figures: Sequence[Figure]) -> str:
     title = f"{names} on {report.dataset.name}"
     return _PAGE.substitute(
         title=html.escape(title),
+        generator=report_folder.GENERATOR,
         style=_STYLE,
         lead=html.escape(
             f"{found.samples} held-out samples ({report.evaluation.split} split), the same for "
@@ -109,18 +108,21 @@ def _html_figure(figure: Figure) -> str:
 
 
 def _samples(report: Report) -> list[Figure]:
-    """What each model's first run drew when it was fitted, where it is there."""
-    figures = []
+    """What each model's first run draws from one seed, as many for all; none without weights."""
+    data, seed = report.dataset, report.evaluation.seed
+    count, context = 16 if data.is_image else 256, None
+    if data.test_context is not None:
+        context = data.test_context[:count]
+        count = len(context)
     runs = {model.name: report.runs[model.runs[0]] for model in report.models}
+    figures = []
     for name in report.comparison.models:
-        path = Path(runs[name]) / "samples.png"
-        content = path.read_bytes() if path.is_file() else b""
-        if content.startswith(b"\x89PNG") and len(content) < _LARGEST:
-            figures.append(Figure("samples", f"Samples of {name}, as fit drew them.", content))
+        with contextlib.suppress(FileNotFoundError):  # saved values may stand alone
+            reverse = load_model(Path(runs[name]))
+            x = reverse.sample(count, seed=seed, context=context)
+            text = f"{count} samples of {name}, from seed {seed}."
+            figures.append(Figure("samples", text, samples_png(x, data.levels is not None)))
     return figures
-
-
-_LARGEST = 4 << 20  # bytes of a picture that goes into the page
 
 
 _STYLE = """
@@ -171,6 +173,7 @@ _PAGE = Template("""<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+$generator
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>$title</title>

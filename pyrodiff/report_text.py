@@ -18,6 +18,7 @@ from pyrodiff.comparison import Comparison, Difference
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.plots.style import decimals
+from pyrodiff.progress import console
 from pyrodiff.run_groups import Model
 from pyrodiff.settings import FLAGS, ComparisonSettings, EvaluationSettings
 
@@ -210,22 +211,21 @@ def _command(report: Report) -> str:
 def print_comparison(report: Report) -> None:
     """Tables, and what follows from them in words."""
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    console, found = Console(), report.comparison
+    terminal, found = console(), report.comparison
     title = f"{report.dataset.name}, {report.evaluation.split}: {found.samples} samples"
-    console.print(Text(title, style="bold"))
+    terminal.print(Text(title, style="bold"))
     for table in tables(report):
         shown = RichTable(title=Text(table.title), box=SIMPLE, title_justify="left")
         for place, name in enumerate(table.header):
             shown.add_column(Text(name), justify="right" if place else "left")
         for row in table.rows:
             shown.add_row(*map(Text, row))
-        console.print(shown)
+        terminal.print(shown)
     for each in found.differences:
         for line in words(each, found.level):
-            console.print(Text(line))
+            terminal.print(Text(line))
     for note in found.notes:
-        console.print(Text(note, style="dim"))
+        terminal.print(Text(note, style="dim"))

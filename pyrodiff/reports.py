@@ -8,10 +8,10 @@ import torch
 
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.progress import progress_bar
+from pyrodiff.progress import console, progress_bar, say
 from pyrodiff.settings import EvaluationSettings
 
-__all__ = ["Counter", "print_evaluation"]
+__all__ = ["Counter", "print_evaluation", "worse_than_uniform"]
 
 _TRUSTED = 0.7  # k̂ up to which a mean of weights is to be trusted (Vehtari et al., 2024)
 
@@ -56,7 +56,6 @@ class Counter:
 
 def print_evaluation(result: LogLikelihood, dataset: DataSet, settings: EvaluationSettings) -> None:
     """The mean over samples with its errors, what it is, and what it cost."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{dataset.name}, {settings.split}: {len(result.value)} samples")
@@ -78,9 +77,8 @@ def print_evaluation(result: LogLikelihood, dataset: DataSet, settings: Evaluati
         table.add_row(
             "exact log p of the data's law", f"{float(exact.mean()):.3f}", f"{error:.3f}", ""
         )
-    Console().print(table)
-    for line in _lines(result, settings):
-        print(line)
+    console().print(table)
+    say(*_lines(result, settings), *worse_than_uniform(result, dataset.levels))
 
 
 def _lines(result: LogLikelihood, settings: EvaluationSettings) -> list[str]:
@@ -104,6 +102,22 @@ def _lines(result: LogLikelihood, settings: EvaluationSettings) -> list[str]:
         looser, count = int(result.looser.sum()), len(result.value)
         lines.append(f"looser than the importance bound for {looser} of {count} samples")
     return lines
+
+
+def worse_than_uniform(result: LogLikelihood, levels: int | None) -> list[str]:
+    """A line that says so where codes of one length for all levels are shorter than the model's.
+
+    Args:
+        result: of discrete data, or of continuous data, which have no such code.
+        levels: how many values an entry can take; None for continuous data.
+    """
+    if levels is None or result.bits_per_dim().value <= math.log2(levels):
+        return []
+    return [
+        f"Worse than a uniform code over the {levels} levels ({math.log2(levels):.3f} bits/dim): "
+        "as a model of these data it is of no use. More steps, another network, or a lower weight "
+        "decay or learning rate may help."
+    ]
 
 
 def _quantile(ordered: torch.Tensor, level: float) -> str:

@@ -1,26 +1,29 @@
 """Runs compared: evaluated with the same noise, reported in the terminal and as a page.
 
-The runs stay as they are.  Beside the report a folder of its name holds figures, and each run's
-values, as ``pyrodiff.comparison.compare`` reads them; while the comparison is under way also
-``evaluation/``, with a folder for each evaluation that is named by all that its values depend on.
+The runs stay as they are.  Beside the report a folder of its name holds ``settings.yaml``, which
+says what in it is ours (``pyrodiff.report_folder``), figures, and each run's values, as
+``pyrodiff.comparison.compare`` reads them; while the comparison is under way also ``evaluation/``,
+with a folder for each evaluation that is named by all that its values depend on.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pyrodiff import serialization
+from pyrodiff import report_folder, run_folder, serialization
+from pyrodiff.batches import read_sealed
 from pyrodiff.comparison import Comparison, repeat_seeds
 from pyrodiff.comparison import compare as compare_results
 from pyrodiff.data import DataSet
 from pyrodiff.evaluation import evaluate_split, identity
+from pyrodiff.folders import locked
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.result import read_result
+from pyrodiff.progress import say
 from pyrodiff.report import write_report
 from pyrodiff.report_text import Report, print_comparison
-from pyrodiff.run_groups import check_same_data, group, in_order_of_seeds, unique_names
+from pyrodiff.run_groups import Model, check_same_data, group, in_order_of_seeds, unique_names
 from pyrodiff.runs import own_data, read_run
 from pyrodiff.settings import ComparisonSettings, EvaluationSettings
 
@@ -55,12 +58,15 @@ def compare(
         ValueError: runs of other data or units, a run twice, fewer than two models, paired seeds
             that differ, options without effect; what ``evaluate`` raises.
         FileNotFoundError: no run there, or no evaluation in it (saved).
+        FileExistsError: a page, or a folder of its name, that no comparison wrote.
+        BlockingIOError: another comparison of this output is under way.
     """
     evaluation, settings = evaluation or EvaluationSettings(), settings or ComparisonSettings()
     settings.check(len(runs), evaluation)
     if settings.saved and resume:
         raise ValueError("Expected nothing to resume with saved evaluations; got resume.")
-    _check_output(Path(output))
+    page, folder = Path(output), Path(output).with_suffix("")
+    report_folder.check(page)
     configs = [read_run(run) for run in runs]
     names, held = unique_names(runs), [serialization.entry(each, "data") for each in configs]
     datasets = [own_data(Path(run), each) for run, each in zip(runs, held, strict=True)]
@@ -72,39 +78,57 @@ def compare(
         raise ValueError(f"Expected at least two models; got training seeds of one, {models[0]}.")
     if settings.paired_seeds:
         models = in_order_of_seeds(models)
-    place = Path(output).with_suffix("") / "evaluation"
-    if not (resume or settings.saved):
-        shutil.rmtree(place, ignore_errors=True)
-    noise = repeat_seeds(evaluation.seed, 1 if settings.saved else settings.count(evaluation))
-    if settings.saved:
-        every = [[LogLikelihood.load(Path(run) / "evaluation.nc")] for run in runs]
-        results: Any = {m.name: [Path(runs[i]) / "evaluation.nc" for i in m.runs] for m in models}
-    else:
+    repeats = 1 if settings.saved else settings.count(evaluation)
+    noise = repeat_seeds(evaluation.seed, repeats)
+    for run, config in zip(runs, configs, strict=True):
+        run_folder.say_if_unsealed(run, config)
+    with locked(folder):
+        report_folder.check(page)
+        report_folder.claim(folder, _names(names, repeats, settings.saved))
+        if not (resume or settings.saved):
+            report_folder.clear_evaluations(folder)
         every = [
-            _repeated(Path(run), place, name, dataset, evaluation, noise, settings.processes, quiet)
+            [LogLikelihood.load(Path(run) / "evaluation.nc")]
+            if settings.saved
+            else _repeated(Path(run), folder, name, dataset, evaluation, noise, settings, quiet)
             for run, name, dataset in zip(runs, names, datasets, strict=True)
         ]
-        results = {m.name: [every[i] for i in m.runs] for m in models}
-    found = compare_results(results, paired_seeds=settings.paired_seeds)
-    report = Report(
-        found, models, list(runs), names, every, datasets[0], evaluation, settings, noise
-    )
+        found = _compared(models, runs, every, settings)
+        report = Report(
+            found, models, list(runs), names, every, datasets[0], evaluation, settings, noise
+        )
+        write_report(report, page)
+        if not settings.saved:
+            report_folder.clear_evaluations(folder)
     print_comparison(report)
-    written = write_report(report, Path(output))
-    if not settings.saved:
-        shutil.rmtree(place)
-    print(f"report -> {written}; figures and values -> {written.with_suffix('')}/")
+    say(f"report -> {page}; figures and values -> {folder}/")
     return found
 
 
-def _check_output(path: Path) -> None:
-    if path.suffix != ".html":
-        raise ValueError(f"Expected the name of a report to end in .html; got {path}.")
-    if (path.with_suffix("") / "config.yaml").exists():
-        raise ValueError(
-            f"Expected a name for the report whose folder is no run; got {path}, beside the run "
-            f"{path.with_suffix('')}."
-        )
+def _compared(
+    models: Sequence[Model],
+    runs: Sequence[str],
+    every: Sequence[list[LogLikelihood]],
+    settings: ComparisonSettings,
+) -> Comparison:
+    """The models by their runs' values; saved ones by their files, which know their split."""
+    results: dict[str, Any] = {}
+    for model in models:
+        if settings.saved:
+            results[model.name] = [Path(runs[i]) / "evaluation.nc" for i in model.runs]
+        else:
+            results[model.name] = [every[i] for i in model.runs]
+    return compare_results(results, paired_seeds=settings.paired_seeds)
+
+
+def _names(runs: Sequence[str], repeats: int, saved: bool) -> list[str]:
+    """What the report's folder may come to hold."""
+    values = [
+        report_folder.value_name(number, name, repeat, repeats)
+        for number, name in enumerate(runs, 1)
+        for repeat in range(1, repeats + 1)
+    ]
+    return [f"{name}.png" for name in report_folder.FIGURES] + ([] if saved else values)
 
 
 def _settled(
@@ -127,27 +151,29 @@ def _settled(
 
 def _repeated(
     run: Path,
-    place: Path,
+    folder: Path,
     name: str,
     dataset: DataSet,
     evaluation: EvaluationSettings,
     seeds: Sequence[int],
-    processes: int,
+    settings: ComparisonSettings,
     quiet: bool,
 ) -> list[LogLikelihood]:
     """The evaluations of a run, one per repeat; what the run holds is left as it is."""
     results: list[LogLikelihood] = []
     for number, seed in enumerate(seeds, 1):
         if not quiet:
-            print(name if len(seeds) == 1 else f"{name}, {number} of {len(seeds)}")
+            say(name if len(seeds) == 1 else f"{name}, {number} of {len(seeds)}")
         own = replace(evaluation, seed=seed)
-        folder = place / identity(run, dataset, own)
-        if (folder / "evaluation.nc").exists():
-            results.append(LogLikelihood.load(folder / "evaluation.nc"))
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in ("config.yaml", "model.safetensors"):
-            shutil.copyfile(run / file, folder / file)
-        options: dict[str, Any] = {"resume": True, "processes": processes, "quiet": quiet}
-        results.append(evaluate_split(folder, dataset, own, **options))
+        known = identity(run, dataset, own)
+        place = folder / "evaluation" / known
+        result = read_sealed(place / "evaluation.nc", known)
+        if result is None:
+            for file in ("config.yaml", "model.safetensors"):
+                serialization.write_bytes(place / file, (run / file).read_bytes())
+            if identity(place, dataset, own) != known:
+                raise ValueError(f"Expected {run} to stay as it is; got a run that was replaced.")
+            options: dict[str, Any] = {"processes": settings.processes, "quiet": quiet}
+            result = evaluate_split(place, dataset, own, resume=True, **options)
+        results.append(result)
     return results

@@ -5,27 +5,32 @@ model.safetensors    the averaged weights with the best validation bound
 metrics.csv          a row for every validation
 evaluation.nc        per-sample bound on the test split
 samples.png          samples, and terms.png: L_t against t
-checkpoints/         best.ckpt and last.ckpt, for fit --resume
+samples.npy          samples that ``sample`` drew, and samples.png in place of fit's
+checkpoints/         best.ckpt, last.ckpt and previous.ckpt, for fit --resume
 evaluation/          finished batches of evaluations under way, for evaluate --resume
+
+Whoever writes to a run holds its lock (``pyrodiff.folders``).
 """
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyrodiff import data as datasets
-from pyrodiff import plots, serialization
+from pyrodiff import plots, run_folder, run_samples, serialization
 from pyrodiff.chains import ReverseChain
-from pyrodiff.data import Affine, DataSet
-from pyrodiff.evaluation import evaluate_split, load_model
+from pyrodiff.data import DataSet
+from pyrodiff.evaluation import evaluate_split
+from pyrodiff.folders import locked
 from pyrodiff.likelihood import LogLikelihood
+from pyrodiff.pictures import png, samples_png
+from pyrodiff.progress import say
 from pyrodiff.reports import print_evaluation
-from pyrodiff.settings import EvaluationSettings, FitSettings, check_unchanged, recipe
+from pyrodiff.run_folder import opened, read_run
+from pyrodiff.settings import EvaluationSettings, FitSettings, recipe
 
 __all__ = ["evaluate", "fit", "own_data", "read_run", "sample"]
 
@@ -51,21 +56,24 @@ def fit(
         output: the run's folder; default ``runs/`` and the data's name.
         context, key, levels: see ``pyrodiff.data.load``.
         resume: go on from the last checkpoint, where there is one.
-        overwrite: replace a run that is there.
+        overwrite: replace a run that is there.  What pyrodiff did not write stays in any case.
         quiet: show no progress.
         data_seed: of the split, and of data that are drawn; default the settings' seed.  Runs that
             differ in their training seed can be compared where this is the same.
 
     Raises:
-        ValueError: bad settings or data, or a run that is there already (``FileExistsError``).
+        ValueError: bad settings or data, other settings than those of the run to go on with.
+        FileExistsError: a run that is there already, or a folder of somebody else's.
+        BlockingIOError: another command writes to the folder.
     """
     from pyrodiff import recipes, training
 
     split = settings.seed % 2**32 if data_seed is None else data_seed
     source = {"source": data, "seed": split, "context": context, "key": key}
+    folder = Path(output) if output else Path("runs") / Path(data).name.split(".")[0]
+    run_folder.check(folder, resume, overwrite)  # before any long work
     dataset = _load(source | {"levels": levels})
     settings = recipe(settings, image=dataset.is_image, levels=dataset.levels)
-    folder = Path(output) if output else Path("runs") / Path(data).name.split(".")[0]
     torch.manual_seed(settings.seed)
     contexts = dataset.train_context
     reverse = recipes.make_model(
@@ -79,12 +87,13 @@ def fit(
         "data": source | {"levels": levels} | _describe(dataset),
         "fit": settings.to_dict(),
     }
-    _prepare(folder, config, resume, overwrite)
-    print(f"{dataset!r}, {_count(reverse):,} parameters -> {folder}")
-    objective = recipes.make_objective(settings)
-    training.fit(reverse, objective, dataset, settings, folder, resume=resume, progress=not quiet)
-    serialization.write_weights(folder / "model.safetensors", reverse.state_dict())
-    _finish(folder, reverse, dataset, settings, quiet)
+    with locked(folder):
+        run_folder.prepare(folder, config, resume, overwrite)
+        say(f"{dataset!r}, {_count(reverse):,} parameters -> {folder}")
+        objective, bar = recipes.make_objective(settings), not quiet
+        training.fit(reverse, objective, dataset, settings, folder, resume=resume, progress=bar)
+        serialization.write_weights(folder / "model.safetensors", reverse.state_dict())
+        _finish(folder, reverse, dataset, settings, quiet)
     return folder
 
 
@@ -121,18 +130,19 @@ def evaluate(
             another kind than the run's, other settings than those of the batches to go on with.
         FileNotFoundError: no run there.
         ChildProcessError: a worker that died; finished batches are kept.
+        BlockingIOError: another command writes to the run, another evaluation of it say.
     """
     settings = EvaluationSettings(
         estimator, evaluations, std_error, particles, split, seed, batch_size, limit
     )
     if processes < 1:
         raise ValueError(f"Expected processes >= 1; got {processes}.")
-    folder, config = Path(run), read_run(run)
-    dataset = own_data(folder, serialization.entry(config, "data"), data)
-    if estimator == "termwise" and evaluations is None and std_error is None:
-        own = int(serialization.entry(config, "fit")["evaluations"])
-        settings = replace(settings, evaluations=own)
-    return _evaluate(folder, dataset, settings, resume, processes, quiet)
+    with opened(run) as (folder, config):
+        dataset = own_data(folder, serialization.entry(config, "data"), data)
+        if estimator == "termwise" and evaluations is None and std_error is None:
+            own = int(serialization.entry(config, "fit")["evaluations"])
+            settings = replace(settings, evaluations=own)
+        return _evaluate(folder, dataset, settings, resume, processes, quiet)
 
 
 def sample(
@@ -152,22 +162,22 @@ def sample(
         batch_size: samples per network call.
         label: the class of all of them, where the run is conditioned on classes.
         output: the ``.npy`` file, default ``samples.npy`` in the run; the picture lies beside it.
+            A file there is replaced where an earlier call wrote it, and no other.
 
     Raises:
-        ValueError: a label missing, superfluous or out of range.
+        ValueError: a label missing, superfluous or out of range; an output of another kind.
         FileNotFoundError: no run there.
+        FileExistsError: a file in the output's place that was not written here.
+        BlockingIOError: another command writes to the run.
     """
-    folder, config = Path(run), read_run(run)
-    held = serialization.entry(config, "data")
-    reverse = load_model(folder)
-    context = _one_hot(label, held, num_samples)
-    x = reverse.sample(num_samples, seed=seed, batch_size=batch_size, context=context)
-    path = Path(output) if output else folder / "samples.npy"
-    values = _affine(held).inverse(x).numpy()
-    serialization.write_atomically(path, lambda name: np.save(name, values, allow_pickle=False))
-    _draw(x, held["levels_found"] is not None, path.with_suffix(".png"))
-    print(f"{num_samples} samples -> {path}, {path.with_suffix('.png')}")
-    return torch.as_tensor(values)
+    options = (num_samples, seed, batch_size, label)
+    if output is None or Path(output).resolve() == (Path(run) / "samples.npy").resolve():
+        with opened(run) as (folder, config):
+            return run_samples.draw(folder, config, folder / "samples.npy", *options)
+    run_samples.check_output(Path(output))
+    config = read_run(run)
+    run_folder.say_if_unsealed(run, config)
+    return run_samples.draw(Path(run), config, Path(output), *options)
 
 
 # -- parts ---------------------------------------------------------------------------------------
@@ -201,38 +211,6 @@ def _describe(dataset: DataSet) -> dict[str, Any]:
     }
 
 
-def _affine(held: dict[str, Any]) -> Affine:
-    shift, scale = (torch.tensor(held[name], dtype=torch.float64) for name in ("shift", "scale"))
-    return Affine(shift, scale)
-
-
-def read_run(run: str) -> dict[str, Any]:
-    """A run's configuration."""
-    if not Path(run).is_dir():
-        raise FileNotFoundError(f"Expected a run's folder; got {run!r}, which is none.")
-    return serialization.read_config(Path(run) / "config.yaml")
-
-
-def _prepare(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    """Make the folder ready, or refuse: a run that is there is never lost by accident."""
-    path = folder / "config.yaml"
-    if path.exists() and resume:
-        before = serialization.read_config(path)
-        for section in ("model", "data", "fit"):
-            check_unchanged(folder, serialization.entry(before, section), config[section])
-        return
-    if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"Expected a new folder; got {folder}, which holds a run. "
-            "Use --resume to go on with it, --overwrite to replace it, or another --output."
-        )
-    for name in ("checkpoints", "evaluation"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("model.safetensors", "metrics.csv", "evaluation.nc", "terms.png", "samples.png"):
-        (folder / name).unlink(missing_ok=True)
-    serialization.write_config(path, config)
-
-
 def _finish(
     folder: Path, reverse: ReverseChain, dataset: DataSet, settings: FitSettings, quiet: bool
 ) -> None:
@@ -244,7 +222,8 @@ def _finish(
     count = settings.samples if context is None else len(context)
     x = reverse.sample(count, context=context, seed=settings.seed)
     reference = None if dataset.is_image else dataset.test
-    _draw(x, dataset.levels is not None, folder / "samples.png", reference)
+    picture = samples_png(x, dataset.levels is not None, reference)
+    serialization.write_bytes(folder / "samples.png", picture)
 
 
 def _evaluate(
@@ -259,34 +238,9 @@ def _evaluate(
         folder, dataset, settings, resume=resume, processes=processes, quiet=quiet
     )
     if result.terms is not None:
-        _save(plots.terms(result), folder / "terms.png")
+        serialization.write_bytes(folder / "terms.png", png(plots.terms(result)))
     print_evaluation(result, dataset, settings)
     return result
-
-
-def _one_hot(label: int | None, held: dict[str, Any], num_samples: int) -> Tensor | None:
-    shape = held.get("context_shape")
-    if (label is None) != (shape is None):
-        got = "none" if label is None else f"label {label}"
-        expected = "no label (the run is unconditional)" if shape is None else "a label"
-        raise ValueError(f"Expected {expected}; got {got}.")
-    if label is None or shape is None:
-        return None
-    if len(shape) != 1 or not 0 <= label < shape[0]:
-        raise ValueError(f"Expected a label from 0 to {shape[0] - 1}; got {label}.")
-    return torch.eye(shape[0])[label].expand(num_samples, -1)
-
-
-def _draw(x: Tensor, discrete: bool, path: Path, reference: Tensor | None = None) -> None:
-    if x.dim() == 4 and x.shape[1] in (1, 3):
-        low, high = (-1.0, 1.0) if discrete else (float(x.min()), float(x.max()) + 1e-6)
-        _save(plots.samples_grid(x, low=low, high=high), path)
-    else:
-        _save(plots.samples_scatter(x, reference), path)
-
-
-def _save(axes: Any, path: Path) -> None:
-    serialization.write_atomically(path, lambda name: axes.figure.savefig(name, dpi=120))
 
 
 def _count(reverse: ReverseChain) -> int:

@@ -1,15 +1,14 @@
 """Models and runs as files: plain values in YAML, weights in safetensors, never pickle.
 
-What the plain values mean is said in ``pyrodiff.descriptions``.  Files are written under another
-name and then moved into place, so that a reader sees the old file or the new one.  Files that are
-read may come from anywhere: their size, depth and names are checked before anything is made of
-them, and whatever is wrong with one is a ValueError that names it.
+What the plain values mean is said in ``pyrodiff.descriptions``.  A file is made in memory and then
+written as ``pyrodiff.files`` does: a reader sees the old file or the new one.  Files that are read
+may come from anywhere: their size, depth and names are checked before anything is made of them, and
+whatever is wrong with one is a ValueError that names it.
 """
 
 import hashlib
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 import pyrodiff
 from pyrodiff.checks import reason, short
 from pyrodiff.descriptions import build, describe, entry, network_shapes
+from pyrodiff.files import write_atomically, write_bytes
 
 __all__ = [
     "build",
@@ -28,9 +28,11 @@ __all__ = [
     "entry",
     "fingerprint",
     "load_weights",
+    "netcdf",
     "read_config",
     "read_weights",
     "write_atomically",
+    "write_bytes",
     "write_config",
     "write_weights",
 ]
@@ -39,24 +41,11 @@ FORMAT = 1
 MAX_CONFIG_BYTES = 16 * 2**20
 """The most bytes of a configuration."""
 
+_CHECKSUM = "pyrodiff.sha256"
 _NETWORK = "denoiser.network."  # of names in a state dict
 _MAX_DEPTH = 32
 _MAX_SCALAR = 4096  # characters of one value
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary name beside ``path``, then move the result into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def fingerprint(model: Any) -> str:
@@ -112,8 +101,9 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
 
     header = {"format": FORMAT, "pyrodiff": pyrodiff.__version__}
     text = yaml.safe_dump(header | config, sort_keys=False, allow_unicode=True)
-    _check_config_size(len(text.encode()), path)
-    write_atomically(path, lambda name: name.write_text(text, encoding="utf-8"))
+    content = text.encode()
+    _check_config_size(len(content), path)
+    write_bytes(path, content)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -196,11 +186,34 @@ def _yaml_reason(error: Exception) -> str:
 
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> None:
-    """Write tensors as safetensors."""
-    from safetensors.torch import save_file
+    """Write tensors as safetensors, with their checksum."""
+    from safetensors.torch import save
 
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-    write_atomically(path, lambda name: save_file(tensors, name))
+    write_bytes(path, save(tensors, {_CHECKSUM: _checksum(tensors)}))
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def netcdf(dataset: Any) -> bytes:
+    """An ``xarray.Dataset`` as the content of a netCDF file.
+
+    It is made in memory: HDF5 ends the process where a disk is full.
+    """
+    import h5netcdf
+    from xarray.backends import H5NetCDFStore
+
+    content = io.BytesIO()
+    with h5netcdf.File(content, "w") as file:
+        dataset.dump_to_store(H5NetCDFStore(file))
+    return content.getvalue()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -208,18 +221,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated, or not safetensors (a pickle, say).
+        ValueError: truncated, or not safetensors (a pickle, say), or other values than were
+            written; files without a checksum are read as they are.
     """
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     _check_is_file(path)
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            checksum = (file.metadata() or {}).get(_CHECKSUM)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        damaged = checksum is not None and checksum != _checksum(tensors)
     except OSError:
         raise
     except Exception as error:  # its own errors, and torch's for types and shapes that it lacks
         message = f"Expected safetensors in {path}; got {reason(error)}."
         raise ValueError(message) from error
+    if damaged:
+        raise ValueError(
+            f"Expected {path} as it was written; got values that differ from its checksum. "
+            "The file is damaged: write it anew, or take a copy."
+        )
+    return tensors
 
 
 def check_shapes(

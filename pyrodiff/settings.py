@@ -57,6 +57,12 @@ def choose(kind: str, name: str) -> str:
     raise ValueError(f"Expected {kind} to be one of {CHOICES[kind]}; got {name!r}{hint}")
 
 
+_POSITIVE = (
+    *("width", "blocks", "num_steps", "steps", "batch_size", "learning_rate"),
+    *("gradient_clip", "validate_every", "samples"),
+)
+
+
 @dataclass(frozen=True)
 class FitSettings:
     """The model and its training.
@@ -69,24 +75,29 @@ class FitSettings:
         schedule: log-snr, cosine or linear.
         decoder: categorical or discretized (discrete data), gaussian (continuous data).
         network: mlp, conv or unet.
-        width: hidden units of the MLP, or channels of the convolutional networks.
-        blocks: residual blocks.
+        width: hidden units of the mlp, channels of the conv network, channels of the unet at full
+            resolution (a multiple of 32; twice as many at half of it).
+        blocks: residual blocks; of the unet, at each resolution.
         dropout: share of hidden units dropped in training.
         num_steps: T, steps of the chain.
-        log_snr_max: λ of x_1 for the log-snr schedule.
-        log_snr_min: λ of x_T for the log-snr schedule.
+        log_snr_max: λ of x_1, of the log-snr schedule alone.
+        log_snr_min: λ of x_T, of the log-snr schedule alone.
         steps: training steps, rounded up to equal stretches between validations.
         batch_size: samples per training step.
         learning_rate: peak of AdamW's rate: linear warm-up over a tenth, then a cosine to zero.
         weight_decay: of AdamW, on weights of two or more axes.
         ema_decay: of the moving average of the weights, which is what is kept.
-        gradient_clip: norm of the gradient of the loss per dimension, in bits.
+        gradient_clip: norm of the gradient of the loss per dimension (of a bound, in bits).
         validate_every: most training steps between validations (and checkpoints).
         validation_evaluations: network calls per validation sample.
-        patience: validations without a better bound after which training stops; 0: never.
+        patience: validations in a row, each worse than the best by more than two standard errors
+            of their difference, after which training stops; 0: never.
         evaluations: network calls per test sample in the final evaluation.
         samples: samples drawn at the end.
         seed: of everything.
+
+    Raises:
+        ValueError: an unknown name, a number out of range, an option without effect.
     """
 
     objective: str = "vlb"
@@ -97,11 +108,11 @@ class FitSettings:
     decoder: str | None = None
     network: str | None = None
     width: int | None = None
-    blocks: int = 4
+    blocks: int | None = None
     dropout: float | None = None
     num_steps: int = 1000
     log_snr_max: float | None = None
-    log_snr_min: float = -6.0
+    log_snr_min: float | None = None
     steps: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
@@ -119,17 +130,20 @@ class FitSettings:
         for kind in CHOICES.keys() & self.to_dict().keys():
             if (name := getattr(self, kind)) is not None:
                 choose(kind, name)
-        positive = ("blocks", "num_steps", "validate_every", "validation_evaluations", "samples")
-        optional = ("width", "steps", "batch_size", "learning_rate", "gradient_clip", "evaluations")
-        for name in positive + optional:
+        for name in _POSITIVE:
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"Expected {name} > 0; got {value}.")
         for name in ("validation_evaluations", "evaluations"):
-            if getattr(self, name) % 2 or getattr(self, name) > 2 * self.num_steps:
+            if getattr(self, name) < 2:
+                raise ValueError(f"Expected {name} >= 2; got {getattr(self, name)}.")
+        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"Expected weight_decay >= 0; got {self.weight_decay}.")
+        for name in ("log_snr_max", "log_snr_min"):
+            if self.schedule != "log-snr" and getattr(self, name) is not None:
                 raise ValueError(
-                    f"Expected {name} to be even and at most 2 · num_steps = {2 * self.num_steps}; "
-                    f"got {getattr(self, name)}."
+                    f"Expected {name} with schedule 'log-snr' alone; got {getattr(self, name)} "
+                    f"with {self.schedule!r}, whose ends are fixed."
                 )
         if not 0 <= self.ema_decay < 1 or self.patience < 0 or self.seed < 0:
             raise ValueError(
@@ -278,28 +292,36 @@ def check_unchanged(where: object, old: dict[str, Any], new: dict[str, Any]) -> 
         )
 
 
-# Found by the validation bound: images on scikit-learn's digits (48 channels, dropout 0.3 and 4500
-# steps are 0.03 bits/dim better there and take twice as long), the rest on plane densities.
-_IMAGES: dict[str, Any] = {
-    "variance": "fixed-small",
-    "network": "conv",
-    "width": 32,
-    "dropout": 0.2,
-    "steps": 4000,
-    "batch_size": 64,
-    "learning_rate": 3e-3,
-    "weight_decay": 1.0,
-}
-_POINTS: dict[str, Any] = {
-    # β̃_2 would be the Gaussian decoder's variance under fixed-small: far below the noise in x_1.
-    "variance": "fixed-large",
-    "network": "mlp",
-    "width": 256,
-    "dropout": 0.0,
-    "steps": 4000,
-    "batch_size": 256,
-    "learning_rate": 1e-3,
-    "weight_decay": 1e-4,
+# What suits a network: conv by the validation bound on scikit-learn's digits (48 channels, dropout
+# 0.3 and 4500 steps are 0.03 bits/dim better there and take twice as long), mlp on plane densities.
+_NETWORKS: dict[str, dict[str, Any]] = {
+    "conv": {
+        "width": 32,
+        "blocks": 4,
+        "dropout": 0.2,
+        "steps": 4000,
+        "batch_size": 64,
+        "learning_rate": 3e-3,
+        "weight_decay": 1.0,
+    },
+    "mlp": {
+        "width": 256,
+        "blocks": 4,
+        "dropout": 0.0,
+        "steps": 4000,
+        "batch_size": 256,
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+    },
+    "unet": {
+        "width": 64,
+        "blocks": 2,
+        "dropout": 0.1,
+        "steps": 4000,
+        "batch_size": 64,
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-2,
+    },
 }
 
 
@@ -314,17 +336,21 @@ def recipe(settings: FitSettings, *, image: bool, levels: int | None) -> FitSett
     Raises:
         ValueError: a decoder of densities for discrete data, or the other way round.
     """
-    defaults = dict(_IMAGES if image else _POINTS)
-    defaults["decoder"] = "gaussian" if levels is None else "categorical"
+    network = settings.network or ("conv" if image else "mlp")
+    few = levels is not None and levels <= 32 and network == "conv"
+    defaults = _NETWORKS[network] | {
+        "network": network,
+        # β̃_2 would be the Gaussian decoder's variance under fixed-small: far below the noise in x_1
+        "variance": "fixed-small" if image else "fixed-large",
+        "decoder": "gaussian" if levels is None else "categorical",
+        "denoiser": "data" if few else "noise",
+    }
     if settings.objective == "hybrid":
         defaults["variance"] = "learned-range"
-    network = settings.network or defaults["network"]
-    few = levels is not None and levels <= 32 and network == "conv"
-    defaults["denoiser"] = "data" if few else "noise"
-    defaults["log_snr_max"] = 10.0
-    if levels is not None:
+    if settings.schedule == "log-snr":
         # x_1 must tell neighbouring levels apart: σ_1 is 0.38 of the way to the mid-point between.
-        defaults["log_snr_max"] = round(2 * math.log((levels - 1) / 0.376), 2)
+        last = 10.0 if levels is None else round(2 * math.log((levels - 1) / 0.376), 2)
+        defaults |= {"log_snr_max": last, "log_snr_min": -6.0}
     missing = {k: v for k, v in defaults.items() if getattr(settings, k) is None}
     settings = replace(settings, **missing)
     if (settings.decoder == "gaussian") != (levels is None):

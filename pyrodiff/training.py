@@ -1,16 +1,13 @@
 """Training with Lightning: ``DiffusionModule`` for any trainer, ``fit`` for a whole run.
 
-A run is a folder.  Step k's batch, timesteps, noise and dropout are functions of (seed, k), so a
-run that was killed goes on from its last checkpoint as if nothing had happened.  Checkpoints are
-read as tensors and plain values only.
+Step k's batch is a function of (seed, k), and its timesteps, noise and dropout are functions of
+(seed, k, micro-batch, rank).  So a run that was killed goes on from its last checkpoint as if
+nothing had happened, and what is added up to one gradient is independent.
 """
 
 import contextlib
-import csv
-import io
 import logging
 import math
-import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,30 +15,25 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    ModelCheckpoint,
-    WeightAveraging,
-)
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyrodiff.callbacks import METRIC, Progress, Validations, averaging
 from pyrodiff.chains import ReverseChain
+from pyrodiff.checkpoints import BEST, DurableCheckpoints, newest, read_checkpoint
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import TermwiseBound
-from pyrodiff.objectives import Objective
-from pyrodiff.progress import progress_bar
-from pyrodiff.serialization import write_atomically
+from pyrodiff.objectives import Objective, VariationalBound
 from pyrodiff.settings import FitSettings
+from pyrodiff.signals import Terminated, stoppable
 from pyrodiff.streams import derived_seed
 
 __all__ = ["DiffusionModule", "SeededBatches", "fit"]
 
-METRIC = "validation_bits_per_dim"
-
-
 _STEP, _PASS = 0, 1
+_RANKS = 2**32  # indices of validation samples per rank, at most
 
 
 class SeededBatches:
@@ -84,13 +76,19 @@ class SeededBatches:
 class DiffusionModule(lightning.LightningModule):
     """A reverse chain and an objective as a ``LightningModule``.
 
-    Batches are lists [x_0] or [x_0, context].
+    Batches are lists [x_0] or [x_0, context].  A loss is per dimension: of a bound, in bits and for
+    the units of the data as given; of any other objective, as the objective has it.
 
     Args:
         reverse: the model.
         objective: what to minimise.
         settings: the optimizer's part is read: steps, learning rate, decay, evaluations, seed.
         offset: nats to add to a log-likelihood for the units of the data as given.
+
+    Attributes:
+        loss_name: ``training_bits_per_dim`` for a bound, else ``training_loss_per_dim``.
+        running_loss: an exponential moving average of the loss over some hundred batches.
+        validated: the bound of each sample of this validation so far, nats, in units of the model.
     """
 
     def __init__(
@@ -107,37 +105,59 @@ class DiffusionModule(lightning.LightningModule):
             self.rule = objective.timesteps  # its history belongs into checkpoints
         self.settings = settings
         self.offset = offset
-        self.running_loss = math.nan
+        is_bound = isinstance(objective, VariationalBound)
+        self.loss_name = "training_bits_per_dim" if is_bound else "training_loss_per_dim"
+        self._unit = math.log(2) if is_bound else 1.0
+        self._shift = offset / reverse.event_shape.numel() if is_bound else 0.0
+        self._loss = self.running_loss = math.nan
+        self.validated: list[Tensor] = []
+        self.steps_done = 0  # by this process
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(derived_seed(self.settings.seed, _STEP, self.global_step))
+        micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+        words = self.global_step, micro_batch, self.global_rank
+        torch.manual_seed(derived_seed(self.settings.seed, _STEP, *words))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         x_0, context = _unpack(batch)
         chain = self.reverse.forward_chain
         loss = self.objective.differentiable_loss(self.reverse, chain, x_0, context)
-        return loss / (x_0.numel() * math.log(2))
+        loss = loss / (x_0.numel() * self._unit)
+        self._loss = float(loss.detach()) - self._shift / self._unit
+        return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        value = float(outputs["loss"]) - self.offset / (
-            self.reverse.event_shape.numel() * math.log(2)
-        )
-        if not math.isfinite(value):
+        if not math.isfinite(self._loss):
             raise ValueError(
-                f"Expected a finite loss; got {value} at step {self.global_step}. "
+                f"Expected a finite loss; got {self._loss} at step {self.global_step}. "
                 "A lower learning rate or gradient_clip may help."
             )
-        self.running_loss = (
-            value if math.isnan(self.running_loss) else 0.99 * self.running_loss + 0.01 * value
-        )
+        before = self._loss if math.isnan(self.running_loss) else self.running_loss
+        self.running_loss = 0.99 * before + 0.01 * self._loss
+        self.steps_done += 1
+
+    def on_validation_epoch_start(self) -> None:
+        self.validated = []
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         x_0, context = _unpack(batch)
-        bound = TermwiseBound(self.settings.validation_evaluations)
-        result = bound.estimate(self.reverse, x_0, seed=self.settings.seed, context=context)
-        mean, between, _ = (result + self.offset).bits_per_dim()
+        first = self.global_rank * _RANKS + sum(map(len, self.validated))
+        bound = TermwiseBound(self.settings.validation_evaluations).estimate(
+            self.reverse,
+            x_0,
+            seed=self.settings.seed,
+            context=context,
+            indices=range(first, first + len(x_0)),
+        )
+        self.validated.append(bound.value)
+        mean, between, _ = (bound + self.offset).bits_per_dim()
         values = {METRIC: mean, "validation_std_error": between}
         self.log_dict(values, batch_size=len(x_0))
+
+    def validation_losses(self) -> Tensor:
+        """The last validation's bound of each sample, bits per dimension, shape (N,)."""
+        nats = torch.cat(self.validated) + self.offset
+        return -nats / (self.reverse.event_shape.numel() * math.log(2))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["running_loss"] = self.running_loss
@@ -178,85 +198,6 @@ def _unpack(batch: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     return batch[0], (batch[1] if len(batch) > 1 else None)
 
 
-class MetricsLog(Callback):
-    """``metrics.csv``: a row for every validation, rewritten whole and atomically.
-
-    The rows travel in the checkpoint, so that a resumed run's file is an uninterrupted run's.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows: list[dict[str, float]] = []
-
-    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        if trainer.sanity_checking:
-            return
-        metrics = trainer.callback_metrics
-        self.rows.append(
-            {
-                "step": trainer.global_step,
-                "training_loss": module.running_loss,
-                METRIC: float(metrics[METRIC]),
-                "validation_std_error": float(metrics["validation_std_error"]),
-                "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            }
-        )
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[0]))
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomically(self.path, lambda name: name.write_text(text.getvalue()))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
-
-
-class Progress(Callback):
-    """A bar over the whole training: steps, time left, the running loss and the last validation."""
-
-    def __init__(self, label: str, total: int):
-        self.label, self.total = label, total
-
-    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        self.bar = progress_bar()
-        self.task = self.bar.add_task(
-            "training", total=self.total, completed=trainer.global_step, figures=""
-        )
-        self.bar.start()
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
-        figures = f"{self.label} {module.running_loss:.3f}"
-        if METRIC in trainer.callback_metrics:
-            value = float(trainer.callback_metrics[METRIC])
-            error = float(trainer.callback_metrics["validation_std_error"])
-            figures += f" · validation {value:.3f} ± {error:.3f} bits/dim"
-        self.bar.update(self.task, completed=trainer.global_step, figures=figures)
-
-    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        self.bar.stop()
-
-    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: Any) -> None:
-        if hasattr(self, "bar"):
-            self.bar.stop()
-
-
-def _averaging(decay: float) -> WeightAveraging:
-    """An exponential moving average whose decay grows as (1 + k)/(10 + k) up to ``decay``."""
-
-    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        rate = min(decay, (1 + float(count)) / (10 + float(count)))
-        floats = [(a, c) for a, c in zip(averaged, current, strict=True) if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in floats], [c for _, c in floats], 1 - rate)
-        for a, c in zip(averaged, current, strict=True):
-            if not a.is_floating_point():
-                a.copy_(c)
-
-    return WeightAveraging(multi_avg_fn=torch.no_grad()(average), use_buffers=False)
-
-
 def _loader(x: Tensor, context: Tensor | None, **options: Any) -> DataLoader[Any]:
     tensors = (x,) if context is None else (x, context)
     return DataLoader(
@@ -293,7 +234,9 @@ def fit(
 ) -> ReverseChain:
     """Train ``reverse`` in place and return it with the best averaged weights.
 
-    Writes ``metrics.csv`` and ``checkpoints/best.ckpt`` and ``last.ckpt`` into ``folder``.
+    Writes ``metrics.csv`` and ``checkpoints/`` into ``folder`` after every validation.  SIGTERM and
+    SIGINT end it at once (``signals.Terminated``, ``KeyboardInterrupt``) and lose what came after
+    the last validation, which ``resume`` makes again.
 
     Args:
         reverse: the model.
@@ -301,48 +244,58 @@ def fit(
         data: its train split is learned from, its validation split judged on.
         settings: complete settings (``settings.recipe``).
         folder: the run.
-        resume: go on from ``last.ckpt`` where there is one.
+        resume: go on from the newest sound checkpoint where there is one.
         progress: show a bar.
 
     Raises:
         ValueError: settings that are not complete, data that the model cannot explain (before any
-            work), a checkpoint that is truncated or holds more than tensors and plain values, a
-            loss that is not finite.
+            work), checkpoints none of which is sound and of this model, a loss that is not finite,
+            no finite validation bound.
     """
     needed = ("steps", "batch_size", "learning_rate", "weight_decay")
     if missing := [name for name in needed if getattr(settings, name) is None]:
         raise ValueError(
             f"Expected settings with {', '.join(missing)} (settings.recipe gives them); got None."
         )
-    assert settings.steps and settings.batch_size
     reverse.check_data(data.train, data.train_context)
     reverse.check_data(data.validation, data.validation_context)
     objective.check_model(reverse)
-    checkpoints = Path(folder) / "checkpoints"
+    folder = Path(folder)
     module = DiffusionModule(reverse, objective, settings, data.log_density_offset())
+    start = newest(folder / "checkpoints", module.state_dict()) if resume else None
+    with torch.random.fork_rng(), stoppable():
+        _train(module, data, settings, folder, start, progress)
+    best = folder / "checkpoints" / BEST
+    if not best.exists():
+        raise ValueError("Expected a finite bound in one validation at least; got none.")
+    module.load_state_dict(read_checkpoint(best)["state_dict"])
+    reverse.eval()
+    return reverse
+
+
+def _train(
+    module: DiffusionModule,
+    data: DataSet,
+    settings: FitSettings,
+    folder: Path,
+    start: Path | None,
+    progress: bool,
+) -> None:
+    """Train to the end, from the checkpoint ``start`` where there is one."""
+    assert settings.steps and settings.batch_size
     # Lightning resumes whole epochs exactly: an epoch here is the steps between two validations.
     epochs = math.ceil(settings.steps / settings.validate_every)
-    epoch = math.ceil(settings.steps / epochs)
-    batches = SeededBatches(len(data.train), settings.batch_size, epoch, settings.seed)
-    best = ModelCheckpoint(
-        checkpoints,
-        "best",
-        monitor=METRIC,
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    callbacks: list[Callback] = [_averaging(settings.ema_decay), best]
-    callbacks.append(MetricsLog(Path(folder) / "metrics.csv"))
-    if settings.patience:
-        callbacks.append(EarlyStopping(METRIC, patience=settings.patience))
+    length = math.ceil(settings.steps / epochs)
+    batches = SeededBatches(len(data.train), settings.batch_size, length, settings.seed)
+    validations = Validations(folder, settings.patience)
+    callbacks: list[Callback] = [averaging(settings.ema_decay), validations]
     if progress:
-        is_bound = settings.objective == "vlb"
-        callbacks.append(Progress("bits/dim" if is_bound else "loss/dim", epochs * epoch))
+        callbacks.append(Progress(epochs * length))
     trainer = lightning.Trainer(
         max_epochs=epochs,
         gradient_clip_val=settings.gradient_clip,
         callbacks=callbacks,
+        plugins=[DurableCheckpoints(), LightningEnvironment()],  # no cluster resumes it by itself
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -350,40 +303,35 @@ def fit(
         devices=1,
         default_root_dir=str(folder),
     )
-    last = checkpoints / "last.ckpt"
-    start = str(last) if resume and last.is_file() else None
-    if start is not None:
-        read_checkpoint(last)
-    with torch.random.fork_rng():
+    with _signals_as_exceptions(), _blamed(start, module):
         trainer.fit(
             module,
             _loader(data.train, data.train_context, batch_sampler=batches),
             _loader(data.validation, data.validation_context, batch_size=len(data.validation)),
-            ckpt_path=start,
+            ckpt_path=None if start is None else str(start),
             weights_only=True,
         )
-    state = read_checkpoint(checkpoints / "best.ckpt")["state_dict"]
-    module.load_state_dict(state)
-    reverse.eval()
-    return reverse
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint as tensors and plain values; anything else is refused, unexecuted.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: truncated, or not such a checkpoint.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a checkpoint {path}; got nothing there.")
+@contextlib.contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """Lightning answers SIGINT by the status 1 and SIGTERM by 0: make them exceptions again."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"Expected a checkpoint of tensors and plain values in {path}; got {reason}"
-        ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"Expected a training checkpoint in {path}; got another kind of file.")
-    return checkpoint
+        yield
+    except SystemExit as end:
+        cause = end.__context__
+        raise (cause if isinstance(cause, KeyboardInterrupt) else Terminated()) from None
+
+
+@contextlib.contextmanager
+def _blamed(start: Path | None, module: DiffusionModule) -> Iterator[None]:
+    """Errors before the first step of a resumed run is done are the checkpoint's."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        if start is None or module.steps_done:
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"Expected a checkpoint of this run in {start}; got {reason}") from error

@@ -28,7 +28,8 @@ def _receive(connection: Connection) -> Any:
 
 def _serve(connection: Connection) -> None:
     """Answer tasks with (result, None) or (None, exception) until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides
+    for each in (signal.SIGINT, signal.SIGTERM):  # sent to all of them; the main process decides
+        signal.signal(each, signal.SIG_IGN)
     work = None
     with contextlib.suppress(EOFError, BrokenPipeError):
         make, arguments = _receive(connection)
@@ -100,5 +101,5 @@ def share(
     finally:
         for connection, process in workers.items():
             connection.close()
-            process.terminate()
+            process.kill()
             process.join()

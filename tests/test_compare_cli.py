@@ -25,6 +25,7 @@ from pyrodiff.comparison import compare, compare_models
 from pyrodiff.evaluation import evaluate_split, load_model
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood, PathBound
 from pyrodiff.recipes import make_model
+from pyrodiff.report_folder import GENERATOR
 from pyrodiff.run_comparison import compare as compare_runs
 from pyrodiff.run_groups import group, unique_names
 from pyrodiff.settings import EvaluationSettings, FitSettings, recipe
@@ -205,7 +206,7 @@ def test_interrupted_comparison_goes_on(runs, tmp_path: Path, monkeypatch, capsy
     assert main(command) == 130
     assert "--resume goes on with what is finished" in capsys.readouterr().err
     kept = {path.name for path in Path("comparison").iterdir()}
-    assert kept == {"evaluation"} and not Path("comparison.html").exists()
+    assert kept == {"evaluation", "settings.yaml"} and not Path("comparison.html").exists()
     calls.extend(range(10))  # no other interruption
     before = len(calls)
     assert main([*command, "--resume"]) == 0
@@ -333,7 +334,6 @@ def test_page_is_one_file_and_escapes_names(runs, tmp_path: Path, capsys, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     shutil.copytree(runs["b"], EVIL)
-    (Path(EVIL) / "samples.png").write_bytes(b"\x89PNG")
     options = "--estimator importance --particles 30 --limit 12 --quiet"
     assert main(["compare", str(runs["a-0"]), EVIL, *options.split()]) == 0
     out = capsys.readouterr().out
@@ -347,7 +347,7 @@ def test_page_is_one_file_and_escapes_names(runs, tmp_path: Path, capsys, monkey
     assert not page.open and EVIL in page.text
     assert "script" not in {tag for tag, _ in page.tags} and "default-src 'none'" in text
     sources = [held[key] or "" for _, held in page.tags for key in ("src", "href") if key in held]
-    assert len(sources) == 5 and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert len(sources) == 6 and all(s.startswith("data:image/png;base64,") for s in sources)
     assert not re.search(r"url\(|@import|https?://", text)
     assert all(held["alt"] for tag, held in page.tags if tag == "img")
     for word in (
@@ -363,7 +363,7 @@ def test_page_is_one_file_and_escapes_names(runs, tmp_path: Path, capsys, monkey
 
 def test_torn_report_leaves_the_old_one(runs, tmp_path: Path, monkeypatch) -> None:
     page = tmp_path / "page.html"
-    page.write_text("old")
+    page.write_text(f"{GENERATOR} old")
 
     def torn(*_: object) -> str:
         raise KeyboardInterrupt
@@ -371,6 +371,6 @@ def test_torn_report_leaves_the_old_one(runs, tmp_path: Path, monkeypatch) -> No
     monkeypatch.setattr("pyrodiff.report._page", torn)
     names = [str(runs["a-0"]), str(runs["b"])]
     assert main(["compare", *names, "--saved", "--output", str(page)]) == 130
-    assert page.read_text() == "old"
+    assert page.read_text() == f"{GENERATOR} old"
     with pytest.raises(ValueError, match="Expected at least two runs; got 1"):
         compare_runs(names[:1])

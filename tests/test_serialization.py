@@ -323,11 +323,11 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, error: BaseException) 
 def test_failed_save_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = ReverseChain.load(saved).sample(2, seed=0)
 
-    def fail(tensors: dict[str, Tensor], path: Path) -> None:
-        Path(path).write_bytes(b"half")
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    monkeypatch.setattr("pyrodiff.files._flush", fail)
     with pytest.raises(OSError, match="disk full"):
         shaken(chain()).save(saved)
     monkeypatch.undo()

@@ -104,7 +104,7 @@ def test_fit_improves_and_leaves_its_files(uninterrupted: Path) -> None:
     bounds = [row["validation_bits_per_dim"] for row in found]
     assert bounds[-1] < bounds[0] - 4 * found[0]["validation_std_error"]
     names = {path.name for path in (uninterrupted / "checkpoints").iterdir()}
-    assert names == {"best.ckpt", "last.ckpt"}
+    assert names == {"best.ckpt", "last.ckpt", "previous.ckpt"}
 
 
 def test_resume_after_kill_is_exact(uninterrupted: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrodiff.checks import check_types, short
 from pyrodiff.netcdf import read_netcdf, seal
-from pyrodiff.serialization import write_atomically
+from pyrodiff.serialization import netcdf, write_bytes
 
 __all__ = ["LogLikelihood", "Mean"]
 
@@ -222,8 +222,7 @@ class LogLikelihood:
     def save(self, path: str | Path, **attributes: Any) -> None:
         """Write netCDF, atomically; ``attributes`` are kept beside the result's own."""
         dataset = self.to_dataset(**attributes)
-        content = seal(bytes(dataset.to_netcdf(engine="h5netcdf")))
-        write_atomically(Path(path), lambda name: name.write_bytes(content))
+        write_bytes(Path(path), seal(netcdf(dataset)))
 
     @classmethod
     def load(cls, path: str | Path) -> "LogLikelihood":

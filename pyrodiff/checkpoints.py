@@ -1,0 +1,142 @@
+"""Checkpoints of a training: written whole or not at all, checked and never executed when read.
+
+best.ckpt        after the validation with the least bound
+last.ckpt        after the last validation
+previous.ckpt    after the one before
+
+A checkpoint is an uncompressed zip archive of tensors and plain values.  PyTorch does not look at
+its checksums; here they are compared before anything is read.  Each of the three holds all that is
+needed to go on, so that training goes on from the newest that is sound.
+"""
+
+import io
+import os
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor
+
+from pyrodiff.files import write_bytes
+
+__all__ = [
+    "BEST",
+    "LAST",
+    "PREVIOUS",
+    "DurableCheckpoints",
+    "make_room",
+    "newest",
+    "read_checkpoint",
+]
+
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+
+
+class DurableCheckpoints(TorchCheckpointIO):
+    """How Lightning writes and reads checkpoints here."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write beside the target, flush, move into place."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_bytes(Path(path), content.getvalue())
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """See ``read_checkpoint``."""
+        return read_checkpoint(Path(path))
+
+
+def make_room(folder: Path) -> None:
+    """Make ``last.ckpt`` the previous one; at every moment one of the two is there."""
+    if (folder / LAST).exists():
+        os.replace(folder / LAST, folder / PREVIOUS)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint as tensors and plain values; anything else is refused, unexecuted.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, truncated, or not such a checkpoint.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a checkpoint {path}; got nothing there.")
+    try:
+        _check_archive(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, OSError) as error:
+        raise _unreadable(path, error) from error
+    except (EOFError, TypeError, AttributeError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError(f"Expected a training checkpoint in {path}; got another kind of file.")
+    return checkpoint
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return ValueError(f"Expected a checkpoint of tensors and plain values in {path}; got {reason}")
+
+
+def _check_archive(path: Path) -> None:
+    """Compare every checksum; raise BadZipFile or ValueError."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("compressed entries, which no checkpoint has.")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"a damaged entry {damaged!r} (its checksum differs).")
+
+
+def newest(folder: Path, expected: dict[str, Tensor]) -> Path | None:
+    """The newest sound checkpoint, or None where there is none at all.
+
+    One that is passed over is warned of.
+
+    Args:
+        folder: of the three.
+        expected: the state of the module that is to go on, whose names and shapes the checkpoint's
+            must have.
+
+    Raises:
+        ValueError: checkpoints, but no sound one; the reason of the newest.
+    """
+    reasons: list[ValueError] = []
+    for path in (folder / name for name in (LAST, PREVIOUS, BEST)):
+        if not path.is_file():
+            continue
+        try:
+            _check_shapes(path, read_checkpoint(path), expected)
+        except ValueError as error:
+            reasons.append(error)
+            continue
+        if reasons:
+            warnings.warn(f"{reasons[0]} Training goes on from {path.name}.", stacklevel=2)
+        return path
+    if reasons:
+        raise reasons[0]
+    return None
+
+
+def _check_shapes(path: Path, checkpoint: dict[str, Any], expected: dict[str, Tensor]) -> None:
+    for key in ("state_dict", "current_model_state"):
+        shapes, got = _shapes(expected), _shapes(checkpoint.get(key))
+        if wrong := [n for n in shapes.keys() | got.keys() if shapes.get(n) != got.get(n)]:
+            name = min(wrong, key=str)
+            raise ValueError(
+                f"Expected a checkpoint of this model in {path}; {len(wrong)} tensors of its {key} "
+                f"differ, the first {name!r}: expected {shapes.get(name)}; got {got.get(name)}."
+            )
+
+
+def _shapes(state: Any) -> dict[Any, tuple[int, ...] | None]:
+    if not isinstance(state, dict):
+        return {}
+    return {n: tuple(v.shape) if isinstance(v, Tensor) else None for n, v in state.items()}
