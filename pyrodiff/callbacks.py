@@ -101,8 +101,11 @@ class Validations(Checkpoint):
         return {"rows": self.rows, "best": self.best, "worse": self.worse}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
-        self.best, self.worse = state_dict["best"], int(state_dict["worse"])
+        best = state_dict["best"]
+        if best is not None and not (isinstance(best, Tensor) and best.dim() == 1):
+            raise TypeError(f"Expected the best losses as a tensor (N,); got {best!r}.")
+        self.best, self.worse = best, int(state_dict["worse"])
+        self.rows = [dict(row) for row in state_dict["rows"]]
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

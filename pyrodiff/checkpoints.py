@@ -6,7 +6,7 @@ previous.ckpt    after the one before
 
 A checkpoint is an uncompressed zip archive of tensors and plain values.  PyTorch does not look at
 its checksums; here they are compared before anything is read.  Each of the three holds all that is
-needed to go on, so that training goes on from the newest that is sound.
+needed to go on, and the newest that is sound is taken.
 """
 
 import io
@@ -28,12 +28,15 @@ __all__ = [
     "LAST",
     "PREVIOUS",
     "DurableCheckpoints",
+    "first_sound",
     "make_room",
-    "newest",
     "read_checkpoint",
 ]
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+_STATES = ("state_dict", "current_model_state")  # averaged weights, and those that are trained
+_KINDS: dict[str, type] = dict.fromkeys((*_STATES, "averaging_state", "loops", "callbacks"), dict)
+_KINDS |= {"optimizer_states": list, "lr_schedulers": list, "running_loss": float}
 
 
 class DurableCheckpoints(TorchCheckpointIO):
@@ -95,39 +98,45 @@ def _check_archive(path: Path) -> None:
             raise ValueError(f"a damaged entry {damaged!r} (its checksum differs).")
 
 
-def newest(folder: Path, expected: dict[str, Tensor]) -> Path | None:
-    """The newest sound checkpoint, or None where there is none at all.
+def first_sound(folder: Path, names: tuple[str, ...], expected: dict[str, Tensor]) -> Path | None:
+    """The first checkpoint that is there and sound, or None where there is none at all.
 
     One that is passed over is warned of.
 
     Args:
-        folder: of the three.
-        expected: the state of the module that is to go on, whose names and shapes the checkpoint's
-            must have.
+        folder: of the checkpoints.
+        names: of the files, in the order in which they are wanted.
+        expected: the state of the module, whose names and shapes the checkpoint's must have.
 
     Raises:
-        ValueError: checkpoints, but no sound one; the reason of the newest.
+        ValueError: checkpoints, but no sound one; the reason of the first.
     """
     reasons: list[ValueError] = []
-    for path in (folder / name for name in (LAST, PREVIOUS, BEST)):
+    for path in (folder / name for name in names):
         if not path.is_file():
             continue
         try:
-            _check_shapes(path, read_checkpoint(path), expected)
+            _check_contents(path, read_checkpoint(path), expected)
         except ValueError as error:
             reasons.append(error)
             continue
         if reasons:
-            warnings.warn(f"{reasons[0]} Training goes on from {path.name}.", stacklevel=2)
+            warnings.warn(f"{reasons[0]} {path.name} is taken instead.", stacklevel=2)
         return path
     if reasons:
         raise reasons[0]
     return None
 
 
-def _check_shapes(path: Path, checkpoint: dict[str, Any], expected: dict[str, Tensor]) -> None:
-    for key in ("state_dict", "current_model_state"):
-        shapes, got = _shapes(expected), _shapes(checkpoint.get(key))
+def _check_contents(path: Path, checkpoint: dict[str, Any], expected: dict[str, Tensor]) -> None:
+    for key, kind in _KINDS.items():
+        if not isinstance(checkpoint.get(key), kind):
+            raise ValueError(
+                f"Expected a checkpoint of this library in {path}; got {key} of type "
+                f"{type(checkpoint.get(key)).__name__}."
+            )
+    for key in _STATES:
+        shapes, got = _shapes(expected), _shapes(checkpoint[key])
         if wrong := [n for n in shapes.keys() | got.keys() if shapes.get(n) != got.get(n)]:
             name = min(wrong, key=str)
             raise ValueError(
@@ -136,7 +145,5 @@ def _check_shapes(path: Path, checkpoint: dict[str, Any], expected: dict[str, Te
             )
 
 
-def _shapes(state: Any) -> dict[Any, tuple[int, ...] | None]:
-    if not isinstance(state, dict):
-        return {}
+def _shapes(state: dict[Any, Any]) -> dict[Any, tuple[int, ...] | None]:
     return {n: tuple(v.shape) if isinstance(v, Tensor) else None for n, v in state.items()}

@@ -22,7 +22,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyrodiff.callbacks import METRIC, Progress, Validations, averaging
 from pyrodiff.chains import ReverseChain
-from pyrodiff.checkpoints import BEST, DurableCheckpoints, newest, read_checkpoint
+from pyrodiff.checkpoints import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    DurableCheckpoints,
+    first_sound,
+    read_checkpoint,
+)
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import TermwiseBound
 from pyrodiff.objectives import Objective, VariationalBound
@@ -127,6 +134,7 @@ class DiffusionModule(lightning.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.steps_done += 1
         if not math.isfinite(self._loss):
             raise ValueError(
                 f"Expected a finite loss; got {self._loss} at step {self.global_step}. "
@@ -134,7 +142,6 @@ class DiffusionModule(lightning.LightningModule):
             )
         before = self._loss if math.isnan(self.running_loss) else self.running_loss
         self.running_loss = 0.99 * before + 0.01 * self._loss
-        self.steps_done += 1
 
     def on_validation_epoch_start(self) -> None:
         self.validated = []
@@ -243,8 +250,8 @@ def fit(
         objective: what to minimise.
         data: its train split is learned from, its validation split judged on.
         settings: complete settings (``settings.recipe``).
-        folder: the run.
-        resume: go on from the newest sound checkpoint where there is one.
+        folder: the run; without ``resume``, the checkpoints of an earlier one are removed.
+        resume: go on from the newest sound checkpoint where there is one; others are warned of.
         progress: show a bar.
 
     Raises:
@@ -262,12 +269,17 @@ def fit(
     objective.check_model(reverse)
     folder = Path(folder)
     module = DiffusionModule(reverse, objective, settings, data.log_density_offset())
-    start = newest(folder / "checkpoints", module.state_dict()) if resume else None
+    checkpoints, state = folder / "checkpoints", module.state_dict()
+    start = first_sound(checkpoints, (LAST, PREVIOUS, BEST), state) if resume else None
+    if start is None:
+        for name in (LAST, PREVIOUS, BEST):  # of another training: nobody is to go on from them
+            (checkpoints / name).unlink(missing_ok=True)
     with torch.random.fork_rng(), stoppable():
         _train(module, data, settings, folder, start, progress)
-    best = folder / "checkpoints" / BEST
-    if not best.exists():
+    if not (checkpoints / BEST).exists():
         raise ValueError("Expected a finite bound in one validation at least; got none.")
+    best = first_sound(checkpoints, (BEST, LAST, PREVIOUS), state)
+    assert best is not None
     module.load_state_dict(read_checkpoint(best)["state_dict"])
     reverse.eval()
     return reverse
@@ -328,10 +340,8 @@ def _blamed(start: Path | None, module: DiffusionModule) -> Iterator[None]:
     """Errors before the first step of a resumed run is done are the checkpoint's."""
     try:
         yield
-    except (ValueError, OSError):
-        raise
     except Exception as error:
-        if start is None or module.steps_done:
+        if start is None or module.steps_done or isinstance(error, OSError):
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"Expected a checkpoint of this run in {start}; got {reason}") from error

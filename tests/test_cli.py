@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,12 @@ import pytest
 import torch
 import yaml
 
+from pyrodiff import recipes
 from pyrodiff.cli import _underscored, main, make_parser
 from pyrodiff.likelihood import LogLikelihood
+from pyrodiff.reports import worse_than_uniform
+from pyrodiff.serialization import describe
+from pyrodiff.settings import CHOICES, FitSettings, recipe
 
 TINY = "--steps 30 --validate_every 10 --width 16 --num_steps 50 --evaluations 16 "
 TINY += "--validation_evaluations 8 --batch_size 32 --quiet"
@@ -59,7 +64,18 @@ def refused(capsys: pytest.CaptureFixture[str], status: int, *parts: str) -> Non
         ("fit digit", ("Expected one of", "got 'digit'", "did you mean 'digits'?")),
         ("fit none.csv", ("Expected a file or folder", "none.csv")),
         ("fit digits --num_steps 0", ("Expected num_steps > 0; got 0",)),
+        ("fit digits --weight-decay -1", ("Expected weight_decay >= 0; got -1.0",)),
+        ("fit digits --learning-rate .inf", ("Expected learning_rate > 0; got inf",)),
+        ("fit digits --evaluations 1", ("Expected evaluations >= 2; got 1",)),
         ("fit digits --decoder gaussian", ("Expected decoder categorical or discretized",)),
+        ("fit digits --schedule cosine --log-snr-max 5", ("log_snr_max with schedule 'log-snr'",)),
+        ("fit moons --schedule linear --log-snr-min -5", ("log_snr_min with schedule 'log-snr'",)),
+        ("fit digits --network unet --width 48", ("positive multiple of 32; got 48",)),
+        ("fit moons --network conv", ("Expected images", "Use network 'mlp'")),
+        ("fit moons --network unet", ("Expected images", "Use network 'mlp'")),
+        ("fit moons --context label", ("Expected no context= for 'moons'",)),
+        ("fit digits --key x", ("Expected no key= for 'digits'",)),
+        ("fit moons --levels 4", ("Expected no levels= for 'moons'",)),
         ("evaluate none", ("Expected a run's folder; got 'none'",)),
         ("evaluate none --split tests", ("Expected split to be one of", "'tests'")),
         ("evaluate none --estimator imprtance", ("did you mean 'importance'?",)),
@@ -82,11 +98,88 @@ def test_mistakes(arguments, parts, tmp_path, monkeypatch, capsys) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *("fit digits --objectiv simple", "fit digits --step 3", "fit digits --resum"),
+        *("evaluate none --spli test", "sample none --num 3", "compare a b --save"),
+    ],
+)
+def test_no_option_is_abbreviated(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments.split())
+    assert end.value.code == 2 and "nrecognized arguments" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", ["", "fti digits", "fit", "fit digits --stepz 3"])
 def test_unknown_arguments(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(arguments.split())
     assert end.value.code == 2 and "error" in capsys.readouterr().err
+
+
+def network_of(arguments: str, *, image: bool = True) -> torch.nn.Module:
+    """The network of ``pyrodiff fit DATA`` with some options, for images of 17 levels."""
+    options = make_parser().parse_args(f"fit digits {arguments}".split()).fit.as_dict()
+    names = FitSettings.__dataclass_fields__
+    settings = FitSettings(**{name: options[name] for name in names})
+    settings = recipe(settings, image=image, levels=17 if image else None)
+    return recipes.make_network(settings, (1, 8, 8) if image else (2,), 17 if image else None, 0)
+
+
+@pytest.mark.parametrize("network", CHOICES["network"])
+@pytest.mark.parametrize("option", ["--width 96", "--blocks 3", "--dropout 0.5"])
+def test_options_reach_every_network(network: str, option: str) -> None:
+    usual = network_of(f"--network {network}")
+    changed = network_of(f"--network {network} {option}")
+    assert describe(usual) != describe(changed)
+    layers = [[module.__class__, getattr(module, "p", None)] for module in changed.modules()]
+    before = [[module.__class__, getattr(module, "p", None)] for module in usual.modules()]
+    shapes = [[p.shape for p in net.parameters()] for net in (usual, changed)]
+    if "dropout" not in option:
+        assert shapes[0] != shapes[1]
+    elif network == "unet":
+        assert before != layers  # the others drop by a function, tested with the networks
+
+
+def test_network_brings_its_own_defaults() -> None:
+    """What suits convolutions on images does not reach an MLP."""
+    one = recipe(FitSettings(network="mlp"), image=True, levels=17)
+    other = recipe(FitSettings(network="mlp"), image=False, levels=None)
+    names = ("width", "blocks", "dropout", "steps", "batch_size", "learning_rate", "weight_decay")
+    for name in names:
+        assert getattr(one, name) == getattr(other, name)
+    conv = recipe(FitSettings(), image=True, levels=17)
+    assert conv.network == "conv" and conv.weight_decay == 1.0 and conv.width == 32
+    assert one.width == 256 and one.weight_decay == 1e-4 and one.dropout == 0.0
+    assert (one.variance, conv.variance, other.variance) == (*["fixed-small"] * 2, "fixed-large")
+
+
+def test_short_chain_needs_no_other_option(tmp_path: Path) -> None:
+    """The default evaluations are more than twice as many as the steps."""
+    folder, few = tmp_path / "run", "--steps 2 --width 8 --validate-every 2 --quiet"
+    assert main(f"fit mixture --num-steps 20 --output {folder} {few}".split()) == 0
+    assert yaml.safe_load((folder / "config.yaml").read_text())["fit"]["evaluations"] == 128
+
+
+def test_model_worse_than_a_uniform_code_says_so(tmp_path: Path, capsys) -> None:
+    """An MLP that has learned nothing, at the noise in x_1 that the levels ask for."""
+    few = "--steps 2 --learning-rate 1e-12 --network mlp --denoiser data"
+    line = "Worse than a uniform code over the 17 levels (4.087 bits/dim)"
+    assert fit("digits", tmp_path / "run", few.replace("--steps 2", "--validate_every 2")) == 0
+    assert line in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "run"), "--quiet", "--limit", "20"]) == 0
+    assert line in capsys.readouterr().out
+
+
+def test_model_better_than_a_uniform_code_says_nothing() -> None:
+    ones, bits = torch.ones(3), 4.0
+    value = -bits * math.log(2) * ones.double()
+    result = LogLikelihood(value, 0 * ones, "lower bound", ones.long(), 1, "none")
+    assert worse_than_uniform(result, 17) == [] and worse_than_uniform(result, None) == []
+    assert (
+        "Worse than a uniform code over the 15 levels (3.907" in worse_than_uniform(result, 15)[0]
+    )
 
 
 def test_config_file_gives_the_same_settings(tmp_path: Path) -> None:
