@@ -311,7 +311,9 @@ def clear(ended: Ended) -> bool:
     return ended.status == 2 and "Traceback" not in ended.said and bool(_NAMED.search(ended.said))
 
 
-def judge(scenario: Scenario, template: Path, expected: dict[str, bytes], kind: str, at: int) -> str:
+def judge(
+    scenario: Scenario, template: Path, expected: dict[str, bytes], kind: str, at: int
+) -> str:
     """Disturb one operation, go on, and say what came of it; "LOST: …" if anything did."""
     foreign = {n: c for n, c in files(template).items() if c.startswith(b"foreign ")}
 
