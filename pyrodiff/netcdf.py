@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from pyrodiff.checks import reason, short
 
-__all__ = ["read_netcdf", "seal"]
+__all__ = ["checksummed", "read_netcdf"]
 
 _MARK = b"\npyrodiff sha256 "
-_SEAL_BYTES = len(_MARK) + 64
+_END = len(_MARK) + 64
 _MAX_ATTRIBUTE = 2**16  # bytes
 
 
-def seal(content: bytes) -> bytes:
+def checksummed(content: bytes) -> bytes:
     """The content of a file with its checksum behind it."""
     return content + _MARK + hashlib.sha256(content).hexdigest().encode()
 
@@ -39,8 +39,8 @@ def read_netcdf(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file {path}; got nothing there.")
     content = path.read_bytes()
-    end = content[-_SEAL_BYTES:]
-    if end.startswith(_MARK) and seal(content[:-_SEAL_BYTES]) != content:
+    end = content[-_END:]
+    if end.startswith(_MARK) and checksummed(content[:-_END]) != content:
         raise ValueError(
             f"Expected {path} as it was written; got content that differs from its checksum."
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrodiff.checks import check_types, short
-from pyrodiff.netcdf import read_netcdf, seal
+from pyrodiff.netcdf import checksummed, read_netcdf
 from pyrodiff.serialization import netcdf, write_bytes
 
 __all__ = ["LogLikelihood", "Mean"]
@@ -222,7 +222,7 @@ class LogLikelihood:
     def save(self, path: str | Path, **attributes: Any) -> None:
         """Write netCDF, atomically; ``attributes`` are kept beside the result's own."""
         dataset = self.to_dataset(**attributes)
-        write_bytes(Path(path), seal(netcdf(dataset)))
+        write_bytes(Path(path), checksummed(netcdf(dataset)))
 
     @classmethod
     def load(cls, path: str | Path) -> "LogLikelihood":

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 Bytes = Callable[[bytes, Random], bytes]
@@ -321,6 +322,47 @@ def _header(array: np.ndarray, random: Random) -> bytes:
     version = random.choice([b"\x01\x00"] * 4 + [b"\x02\x00", b"\x03\x00", b"\x09\x09"])
     size = struct.pack("<H" if version[0] == 1 else "<I", len(line))
     return b"\x93NUMPY" + version + size + line + array.tobytes()
+
+
+def zip_file(content: bytes, random: Random) -> bytes:
+    """An archive in which one member is changed, with checksums that are right."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = random.choice(sorted(members))
+    if random.randrange(3) == 0:
+        name = next(key for key in sorted(members) if key.endswith(".pkl"))
+    members[name] = blind(members[name], random)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", random.choice([0, 0, 0, 8])) as archive:
+        for key, block in members.items():
+            archive.writestr(key, block)
+    return buffer.getvalue()
+
+
+def tree(value: Any, random: Random) -> Any:
+    """Tensors and plain values within dictionaries and lists, one of them changed."""
+    if isinstance(value, dict) and value and random.randrange(12):
+        key = random.choice(list(value))
+        if random.randrange(10) == 0:
+            return {k: v for k, v in value.items() if k != key}
+        return {**value, key: tree(value[key], random)}
+    if isinstance(value, list) and value and random.randrange(8):
+        place = random.randrange(len(value))
+        return [*value[:place], tree(value[place], random), *value[place + 1 :]]
+    if isinstance(value, torch.Tensor) and random.randrange(6):
+        changed: list[torch.Tensor] = [
+            torch.full_like(value, random.choice([0, 1, -1])),
+            value.flatten()[:1],
+            value[None],
+            value.double(),
+            value.to(torch.int32),
+            value.new_zeros(0),
+            value.to_sparse() if value.dim() else value.bool(),
+        ]
+        if value.is_floating_point():
+            changed.append(torch.full_like(value, random.choice(_FLOATS[:3])))
+        return random.choice(changed)
+    return odd(random)
 
 
 def npz_file(content: bytes, random: Random) -> bytes:

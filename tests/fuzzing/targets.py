@@ -4,9 +4,11 @@ A reader raises AssertionError where a file was accepted and is not right: a mod
 sampled from, data that are not finite, a result that differs from the one that was written.
 """
 
+import contextlib
 import dataclasses
 import gzip
 import io
+import os
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -276,17 +278,17 @@ def _results() -> tuple[Files, ...]:
 
 
 def _result_file(content: bytes, random: Random) -> bytes:
-    from pyrodiff.netcdf import _SEAL_BYTES, seal
+    from pyrodiff.netcdf import _END, checksummed
 
-    inner, kind = content[:-_SEAL_BYTES], random.randrange(5)
+    inner, kind = content[:-_END], random.randrange(5)
     if kind == 0:
         return mutations.blind(content, random)
     if kind == 1:
-        return seal(mutations.blind(inner, random))
+        return checksummed(mutations.blind(inner, random))
     if kind == 2:
         return mutations.blind(inner, random)
     changed = _other_netcdf(inner, random)
-    return seal(changed) if random.randrange(2) else changed
+    return checksummed(changed) if random.randrange(2) else changed
 
 
 def _other_netcdf(content: bytes, random: Random) -> bytes:
@@ -346,7 +348,7 @@ def _read_result(folder: Path) -> None:
     content = path.read_bytes()
     for files in _results():
         whole = files["evaluation.nc"]
-        # the seal of a result, and yet another content
+        # the checksum of a result, and yet another content
         if content[-64:] == whole[-64:] and _MARK in content:
             assert content == whole
 
@@ -373,6 +375,185 @@ def _read_settings(folder: Path) -> None:
         read_settings(EvaluationSettings, values)
 
 
+# -- runs and checkpoints --------------------------------------------------------------------------
+
+
+def _write_run(folder: Path) -> None:
+    """A run as ``fit`` leaves it, of data beside it."""
+    from pyrodiff import run_folder, runs
+    from pyrodiff.settings import FitSettings, recipe
+
+    (folder / "t.csv").write_bytes(_csv()[0]["t.csv"])
+    dataset = datasets.load(folder / "t.csv")
+    torch.manual_seed(0)
+    chain = ForwardChain(LogSNRSchedule(), 4)
+    reverse = ReverseChain(NoiseDenoiser(ResidualMLP((3,), width=8, blocks=1)), chain, (3,))
+    source = {"source": "t.csv", "seed": 0, "context": None, "key": None, "levels": None}
+    settings = recipe(FitSettings(num_steps=4, evaluations=4), image=False, levels=None)
+    config = {
+        "model": reverse.config(),
+        "data": source | runs._describe(dataset),
+        "fit": settings.to_dict(),
+    }
+    serialization.write_config(folder / "config.yaml", run_folder.sealed(config))
+    serialization.write_weights(folder / "model.safetensors", reverse.state_dict())
+
+
+def _runs() -> list[Files]:
+    return [_collect(_write_run)]
+
+
+def _change_run(files: dict[str, bytes], random: Random) -> dict[str, bytes]:
+    """Another configuration, with or without its checksum, or another file of the run."""
+    from pyrodiff import run_folder
+
+    if random.randrange(4) == 0:
+        other = {k: v for k, v in files.items() if k != "config.yaml"}
+        return files | _one({".csv": mutations.csv_file})(other, random)
+    config = yaml.safe_load(files["config.yaml"])
+    del config["checksum"]
+    plain = yaml.safe_dump(config, sort_keys=False).encode()
+    kind = random.randrange(4)
+    if kind == 0:
+        return files | {"config.yaml": mutations.blind(files["config.yaml"], random)}
+    if kind == 1:
+        return files | {"config.yaml": mutations.yaml_file(plain, random)}
+    changed = mutations.change(config, random)
+    if isinstance(changed, dict) and random.randrange(2):
+        changed = run_folder.sealed(changed)
+    return files | {"config.yaml": yaml.dump(changed, sort_keys=False).encode()}
+
+
+def _read_run(folder: Path) -> None:
+    from pyrodiff import run_folder, run_groups, run_samples, runs
+    from pyrodiff.evaluation import load_model
+
+    config = run_folder.read_run(folder)
+    recorded = serialization.entry(config, "data")
+    runs.own_data(folder, recorded)
+    run_groups.group(["a", "b"], [config, config])
+    reverse = load_model(folder)
+    context = run_samples._one_hot(None, recorded, 1)
+    x = reverse.sample(1, seed=0, context=context)
+    given = run_samples._affine(recorded, reverse.event_shape).inverse(x)
+    assert given.shape == x.shape and given.dtype == torch.float64
+
+
+def _evaluate_run(folder: Path) -> None:
+    from pyrodiff import runs
+
+    result = runs.evaluate(".", estimator="path", particles=2, limit=2, quiet=True, resume=True)
+    assert len(result.value) <= 2
+    assert len(LogLikelihood.load(folder / "evaluation.nc").value) == len(result.value)
+
+
+def _change_evaluation(files: dict[str, bytes], random: Random) -> dict[str, bytes]:
+    if random.randrange(3) == 0:
+        return _change_run(files, random)
+    names = [name for name in files if "evaluation" in name]
+    name = random.choice(sorted(names))
+    by = mutations.yaml_file if name.endswith(".yaml") else _result_file
+    return files | {name: by(files[name], random)}
+
+
+def _write_evaluation(folder: Path) -> None:
+    """A run of which a half of an evaluation is done."""
+    from pyrodiff import batches
+
+    def stop(self: Any, *arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    _write_run(folder)
+    remove, batches.Batches.remove = batches.Batches.remove, stop  # type: ignore[method-assign]
+    here = Path.cwd()
+    try:
+        os.chdir(folder)
+        with contextlib.redirect_stdout(io.StringIO()):
+            _evaluate_run(folder)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        os.chdir(here)
+        batches.Batches.remove = remove  # type: ignore[method-assign]
+
+
+def _evaluations() -> list[Files]:
+    return [_collect(_write_evaluation)]
+
+
+@cache
+def _training() -> tuple[Any, Any]:
+    """Tiny settings, and data to be trained on."""
+    from pyrodiff.settings import FitSettings, recipe
+
+    settings = FitSettings(
+        steps=4,
+        validate_every=2,
+        width=8,
+        blocks=1,
+        num_steps=8,
+        evaluations=8,
+        validation_evaluations=8,
+        batch_size=8,
+        patience=0,
+    )
+    return recipe(settings, image=False, levels=None), datasets.load("moons", num_samples=40)
+
+
+def _train(folder: Path, resume: bool = False) -> ReverseChain:
+    from pyrodiff import recipes, training
+
+    settings, dataset = _training()
+    torch.manual_seed(0)
+    reverse = recipes.make_model(settings, dataset.event_shape, dataset.levels)
+    objective = recipes.make_objective(settings)
+    options: dict[str, Any] = {"resume": resume, "progress": False}
+    return training.fit(reverse, objective, dataset, settings, folder, **options)
+
+
+def _checkpoints() -> list[Files]:
+    files = _collect(_train)
+    return [{"checkpoints/last.ckpt": files["checkpoints/last.ckpt"]}]
+
+
+def _checkpoint_file(content: bytes, random: Random) -> bytes:
+    """Another checkpoint: other bytes, or whole with other values or shapes, or a pickle."""
+    kind = random.randrange(4)
+    if kind == 0:
+        return mutations.blind(content, random)
+    if kind == 1:
+        return mutations.zip_file(content, random)
+    checkpoint = torch.load(io.BytesIO(content), weights_only=True)
+    return _saved(
+        lambda buffer, value: torch.save(value, buffer), mutations.tree(checkpoint, random)
+    )
+
+
+def _read_checkpoint(folder: Path) -> None:
+    from pyrodiff.checkpoints import LAST, first_sound, read_checkpoint
+    from pyrodiff.training import DiffusionModule
+
+    path = folder / "checkpoints" / LAST
+    state = read_checkpoint(path)["state_dict"]
+    expected = _module().state_dict()
+    assert first_sound(path.parent, (LAST,), expected) == path
+    module: DiffusionModule = _module()
+    module.load_state_dict(state)
+
+
+def _module() -> Any:
+    from pyrodiff import recipes, training
+
+    settings, dataset = _training()
+    reverse = recipes.make_model(settings, dataset.event_shape, dataset.levels)
+    return training.DiffusionModule(reverse, recipes.make_objective(settings), settings)
+
+
+def _resume(folder: Path) -> None:
+    reverse = _train(folder, resume=True)
+    assert all(bool(p.isfinite().all()) for p in reverse.parameters())
+
+
 TARGETS: dict[str, Target] = {
     "csv": Target(_csv, _one({".csv": mutations.csv_file, ".gz": _change_gzip}), _read_data),
     "npy": Target(_npy, _one({"": mutations.npy_file}), _read_data),
@@ -382,5 +563,9 @@ TARGETS: dict[str, Target] = {
     "models": Target(_models, _CHANGE_MODEL, _read_model, 2.0),
     "pilots": Target(_pilots, _one({"": mutations.safetensors_file}), _read_pilot),
     "results": Target(lambda: list(_results()), _one({"": _result_file}), _read_result, 2.0),
+    "runs": Target(_runs, _change_run, _read_run),
+    "evaluations": Target(_evaluations, _change_evaluation, _evaluate_run, 0.1),
+    "checkpoints": Target(_checkpoints, _one({"": _checkpoint_file}), _read_checkpoint),
+    "resumed": Target(_checkpoints, _one({"": _checkpoint_file}), _resume, 0.1),
     "settings": Target(_settings, _one({"": mutations.yaml_file}), _read_settings),
 }
