@@ -57,26 +57,37 @@ def fuzz(name: str, cases: int, start: int) -> Counter[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=50_000)
+    parser.add_argument("--cases", type=int, default=50_000, help="of all targets together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    total = sum(TARGETS[name].share for name in options.targets)
-    every = {}
+    total = sum(target.share for target in TARGETS.values())
+    every = {} if options.targets == list(TARGETS) else _stored(options.output)
     for name in options.targets:
         count = round(options.cases * TARGETS[name].share / total)
-        every[name] = dict(sorted(fuzz(name, count, options.seed).items()))
+        outcomes = fuzz(name, count, options.seed)
+        every[name] = {"seed": options.seed, **dict(sorted(outcomes.items()))}
         print(name, every[name], flush=True)
+    return _store(options.output, every)
+
+
+def _stored(path: Path) -> dict[str, dict[str, int]]:
+    """Counts by target of earlier calls, for other targets."""
+    return json.loads(path.read_text())["targets"] if path.exists() else {}
+
+
+def _store(path: Path, every: dict[str, dict[str, int]]) -> int:
+    """Write the counts; returns whether any case ended in a way that is not allowed."""
     sums = Counter[str]()
     for counts in every.values():
-        sums.update(counts)
-    record = {"pyrodiff": pyrodiff.__version__, "seed": options.seed, "cases": sums.total()}
-    record |= {"outcomes": dict(sorted(sums.items())), "targets": every}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=2) + "\n")
+        sums.update({kind: count for kind, count in counts.items() if kind != "seed"})
     broken = sums.total() - sums["right"] - sums["ValueError"] - sums["OSError"]
-    print(f"{sums.total()} cases, {broken} of them not allowed -> {options.output}")
+    record = {"pyrodiff": pyrodiff.__version__, "cases": sums.total(), "not_allowed": broken}
+    record |= {"outcomes": dict(sorted(sums.items())), "targets": every}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{sums.total()} cases, {broken} of them not allowed -> {path}")
     return int(broken > 0)
 
 

@@ -513,7 +513,8 @@ def _train(folder: Path, resume: bool = False) -> ReverseChain:
 
 def _checkpoints() -> list[Files]:
     files = _collect(_train)
-    return [{"checkpoints/last.ckpt": files["checkpoints/last.ckpt"]}]
+    best = {"checkpoints/best.ckpt": files["checkpoints/best.ckpt"]}
+    return [best | {"checkpoints/last.ckpt": files["checkpoints/previous.ckpt"]}]
 
 
 def _checkpoint_file(content: bytes, random: Random) -> bytes:
