@@ -4,8 +4,10 @@ Parsing imports neither torch nor Pyro, so that help and mistakes are answered a
 command needs is imported when it runs (``pyrodiff.runs``).
 """
 
+import contextlib
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -149,7 +151,7 @@ def _main(arguments: Sequence[str]) -> int:
     options = make_parser().parse_args([_underscored(argument) for argument in arguments])
     command = options.command
     try:
-        with stoppable():
+        with stoppable(), _plain_warnings(command):
             _run(command, options[command])
     except (ValueError, OSError, ImportError) as error:
         _complain(f"pyrodiff {command}: error: {error}")
@@ -162,6 +164,18 @@ def _main(arguments: Sequence[str]) -> int:
         _complain(f"pyrodiff {command}: {what}{kept}")
         return status
     return 0
+
+
+@contextlib.contextmanager
+def _plain_warnings(command: str) -> Iterator[None]:
+    """Show warnings as errors are: in a line, without the place in the code."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        _complain(f"pyrodiff {command}: warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _complain(line: str) -> None:
