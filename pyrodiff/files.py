@@ -82,6 +82,8 @@ def named(error: OSError, path: Path) -> OSError:
 
 def temporaries(path: Path) -> list[Path]:
     """The temporary files that were, or are, to become ``path``."""
+    if not path.parent.is_dir():
+        return []
     pattern = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{16}\.tmp")
     return [each for each in path.parent.iterdir() if pattern.fullmatch(each.name)]
 

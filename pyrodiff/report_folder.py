@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pyrodiff import batches, serialization
+from pyrodiff.files import sweep
 from pyrodiff.folders import check_free, check_links, remove
 
 __all__ = ["FIGURES", "GENERATOR", "check", "claim", "clear_evaluations", "settle", "value_name"]
@@ -67,6 +68,7 @@ def settle(folder: Path, names: Iterable[str]) -> None:
     """Remove what is ours but of another comparison than that of ``names``."""
     for name in sorted((_listed(folder) or set()) - set(names)):
         (folder / name).unlink(missing_ok=True)
+        sweep(folder / name)
     remove(folder / "values", lambda name: False)
     _write(folder, set(names))
 

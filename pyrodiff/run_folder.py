@@ -12,6 +12,7 @@ from typing import Any
 
 from pyrodiff import batches, serialization
 from pyrodiff.checks import check_types, conforms, short
+from pyrodiff.files import sweep
 from pyrodiff.folders import check_free, check_links, locked, remove
 from pyrodiff.progress import say
 from pyrodiff.settings import FitSettings, check_unchanged
@@ -151,6 +152,8 @@ def opened(run: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     read_run(folder)
     check_links(folder, (*_RESULTS, *_SAMPLES, *_FOLDERS))
     with locked(folder):
+        for name in (*_RESULTS, *_SAMPLES):
+            sweep(folder / name)
         config = read_run(folder)
         say_if_unsealed(folder, config)
         yield folder, config

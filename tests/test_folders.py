@@ -490,6 +490,22 @@ def test_temporaries_of_the_dead_are_swept(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted([path, *others])
 
 
+def test_commands_sweep_what_they_do_not_write_themselves(two) -> None:
+    """A killed command's picture, which the next command has none of; not a file of others."""
+    digits = "0123456789abcdef"
+    left = [Path(f"run/.terms.png.{digits}.tmp"), Path(f"page/.ladder.png.{digits}.tmp")]
+    theirs = [Path(f"run/.mine.{digits}.tmp"), Path(f"page/.mine.{digits}.tmp")]
+    Path("page").mkdir()
+    for each in left:
+        each.write_text("left")
+    assert main(["evaluate", "run", *EVALUATE]) == 0
+    assert main([*two, "--repeats", "1", "--particles", "1", "--output", "page.html"]) == 0
+    for each in theirs:
+        each.write_text("theirs")
+    assert main([*two, "--repeats", "1", "--particles", "1", "--output", "page.html"]) == 0
+    assert not any(each.exists() for each in left) and all(each.exists() for each in theirs)
+
+
 def test_a_write_that_goes_elsewhere_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("old")
