@@ -23,7 +23,7 @@ def test_nothing_is_lost_to_a_sample_of_faults(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     outcome = json.loads(counts.read_text())
-    assert outcome["faults"] > 50 and outcome["lost"] == 0
+    assert outcome["faults"] >= 40 and outcome["lost"] == 0
     assert {name.partition(":")[0] for name in outcome["outcomes"]} == {
         "kill",
         "disk full",
