@@ -236,7 +236,7 @@ plots.pareto_k(weighted)[0].figure
 # That is how to see from the weights alone, without the exact line, that the fixed-small ladder has
 # not arrived and that the fixed-large one has.
 #
-# **The jackknife** removes the part of the bias that falls as $1/K$ (Nowozin, 2018, equation 13).
+# **The jackknife** removes the part of the bias that falls as $1/K$ (Nowozin, 2018).
 # The price is the guarantee: `kind` says "estimate" from here on, and where weights are
 # heavy-tailed a part of the bias stays.
 

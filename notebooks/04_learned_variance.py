@@ -817,9 +817,9 @@ figure
 # | learned range, its own network | +5.84 ± 0.38 ± 0.02 |
 #
 # - **Which fixed variance is right depends on the data seen from nearby.** Smooth densities want
-#   the large one, and pay $\frac d2 (\gamma + 1 - \log 2)$ nats for the small one however many the
-#   steps. Discrete data want the small one in the transitions, once the noise is below their
-#   spacing.
+#   the large one, and pay $\frac d2 (\gamma + 1 - \log 2)$ nats for the small one under the linear
+#   and cosine schedules, however many the steps. Discrete data want the small one in the
+#   transitions, once the noise is below their spacing.
 # - **The first term is a case of its own.** It is the decoder's width, not a transition's. Fixed
 #   small cost 2.3 nats there on digits and can cost thousands under another schedule. A decoder
 #   with its own scale, or the categorical one, takes the question away.

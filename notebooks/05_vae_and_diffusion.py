@@ -809,7 +809,7 @@ figure
 
 # %% [markdown]
 # **In between.** The VAE's latent space can be walked: the mean given $z$ along the line between
-# the codes of two images. The chain's $x_t$ can be mixed likewise (Ho et al., 2020, section 4.3):
+# the codes of two images. The chain's $x_t$ can be mixed likewise (Ho et al., 2020, section 4.4):
 # both images noised with the same $\epsilon$, here to $\lambda = 1.5$, mixed, and run back.
 
 # %%

@@ -13,6 +13,7 @@ joint; the denoising order visits the sites as the model does, so each KL of Pyr
 """
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +28,10 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from pyrodiff import kernels, serialization
+from pyrodiff.checks import short
 from pyrodiff.decoders import Decoder, GaussianDecoder, check_data
 from pyrodiff.denoisers import Denoiser, Prediction
+from pyrodiff.descriptions import build_parts
 from pyrodiff.kernels import Step
 from pyrodiff.schedules import Schedule
 from pyrodiff.streams import NoiseStreams
@@ -37,6 +40,7 @@ from pyrodiff.variances import FixedLarge, Variance
 __all__ = ["ForwardChain", "ReverseChain"]
 
 _ORDERS = ("denoising", "noising")
+_MAX_STEPS, _MAX_EVENT = 10**6, 2**24  # of a model from a file
 _counter = itertools.count()
 
 
@@ -45,10 +49,23 @@ def _unique_name(kind: str) -> str:
     return f"{kind}_{next(_counter)}"
 
 
-def _event_shape(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(v) is int and v > 0 for v in value):
-        raise ValueError(f"Expected event_shape to be a list of positive integers; got {value!r}.")
-    return tuple(value)
+def _read_sizes(config: Any) -> tuple[int, tuple[int, ...]]:
+    """T and the event shape of a configuration from a file."""
+    num_steps, shape = (serialization.entry(config, key) for key in ("num_steps", "event_shape"))
+    if type(num_steps) is not int or not 1 <= num_steps <= _MAX_STEPS:
+        raise ValueError(
+            f"Expected num_steps to be an integer >= 1 and at most {_MAX_STEPS} in a file; "
+            f"got {short(num_steps)}."
+        )
+    if not isinstance(shape, list) or not all(type(v) is int and v > 0 for v in shape):
+        raise ValueError(
+            f"Expected event_shape to be a list of positive integers; got {short(shape)}."
+        )
+    if math.prod(shape) > _MAX_EVENT:
+        raise ValueError(
+            f"Expected events of at most {_MAX_EVENT} values in a file; got {short(shape)}."
+        )
+    return num_steps, tuple(shape)
 
 
 def _count_samples(num_samples: int | None, context: Tensor | None) -> int:
@@ -436,35 +453,36 @@ class ReverseChain(PyroModule):
         }
 
     @classmethod
-    def from_config(cls, config: Any, network: nn.Module | None = None) -> Self:
+    def from_config(
+        cls,
+        config: Any,
+        network: nn.Module | None = None,
+        *,
+        schedule: Schedule | None = None,
+        variance: Variance | None = None,
+        decoder: Decoder | None = None,
+        denoiser: Denoiser | None = None,
+    ) -> Self:
         """The chain that ``config()`` describes, with fresh weights.
 
         Args:
             config: plain values, as ``config()`` gives them.
-            network: the network, where it is not one of pyrodiff's own.
+            network, schedule, variance, decoder, denoiser: the part, where it is not one of
+                pyrodiff's own; a denoiser with its network.
 
         Raises:
-            ValueError: a description that names anything but pyrodiff's own classes, or a network
-                of the user's own that was not handed in.
+            ValueError: a description that names anything but pyrodiff's own classes, or a part of
+                the user's own that was not handed in or is another than the one described.
+            TypeError: a part of another kind.
         """
-        kinds = ("schedule", "denoiser", "variance", "decoder")
-        parts = {kind: serialization.entry(config, kind) for kind in kinds}
-        denoiser = dict(parts["denoiser"])
-        description = denoiser.pop("network", None)
-        if network is None:
-            network = serialization.build("networks", description)
-        chain = ForwardChain(
-            serialization.build("schedules", parts["schedule"]),
-            serialization.entry(config, "num_steps"),
-            order=config.get("order", "denoising"),
-        )
-        return cls(
-            serialization.build("denoisers", denoiser, network=network),
-            chain,
-            event_shape=_event_shape(serialization.entry(config, "event_shape")),
-            variance=serialization.build("variances", parts["variance"]),
-            decoder=serialization.build("decoders", parts["decoder"]),
-        )
+        handed_in = {"network": network, "schedule": schedule, "variance": variance}
+        parts = build_parts(config, handed_in | {"decoder": decoder, "denoiser": denoiser})
+        order = config.get("order", "denoising")
+        if not isinstance(order, str):
+            raise ValueError(f"Expected order to be one of {_ORDERS}; got {short(order)}.")
+        num_steps, event_shape = _read_sizes(config)
+        chain = ForwardChain(parts.pop("schedule"), num_steps, order=order)
+        return cls(parts.pop("denoiser"), chain, event_shape, **parts)
 
     def save(self, path: str | Path) -> None:
         """Write ``config.yaml`` and ``model.safetensors`` into the folder ``path``, atomically."""
@@ -474,22 +492,41 @@ class ReverseChain(PyroModule):
         serialization.write_config(folder / "config.yaml", {"model": self.config()})
 
     @classmethod
-    def load(cls, path: str | Path, network: nn.Module | None = None) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        network: nn.Module | None = None,
+        *,
+        schedule: Schedule | None = None,
+        variance: Variance | None = None,
+        decoder: Decoder | None = None,
+        denoiser: Denoiser | None = None,
+    ) -> Self:
         """Read what ``save`` wrote; nothing in the files is executed or imported.
 
         Args:
             path: the folder.
-            network: the network, where it is not one of pyrodiff's own.
+            network, schedule, variance, decoder, denoiser: see ``from_config``.
 
         Raises:
             FileNotFoundError: a file is missing.
             ValueError: a file is unreadable, truncated, or not pyrodiff's; weights that do not
-                fit the model.
+                fit the model; what ``from_config`` raises.
+            TypeError: what ``from_config`` raises.
         """
         folder = Path(path)
-        config = serialization.read_config(folder / "config.yaml")
+        config = serialization.entry(serialization.read_config(folder / "config.yaml"), "model")
         weights = serialization.read_weights(folder / "model.safetensors")
-        chain = cls.from_config(serialization.entry(config, "model"), network)
+        if network is None and denoiser is None:
+            serialization.check_network(config, weights, folder / "model.safetensors")
+        chain = cls.from_config(
+            config,
+            network,
+            schedule=schedule,
+            variance=variance,
+            decoder=decoder,
+            denoiser=denoiser,
+        )
         for weight in weights.values():
             if weight.is_floating_point():
                 chain.to(weight.dtype)

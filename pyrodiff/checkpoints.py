@@ -21,6 +21,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
+from pyrodiff.checks import reason, short
 from pyrodiff.files import write_bytes
 
 __all__ = [
@@ -85,8 +86,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return ValueError(f"Expected a checkpoint of tensors and plain values in {path}; got {reason}")
+    return ValueError(
+        f"Expected a checkpoint of tensors and plain values in {path}; got {reason(error)}"
+    )
 
 
 def _check_archive(path: Path) -> None:
@@ -95,7 +97,7 @@ def _check_archive(path: Path) -> None:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("compressed entries, which no checkpoint has.")
         if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"a damaged entry {damaged!r} (its checksum differs).")
+            raise ValueError(f"a damaged entry {short(damaged)} (its checksum differs).")
 
 
 def first_sound(folder: Path, names: tuple[str, ...], expected: dict[str, Tensor]) -> Path | None:
@@ -141,7 +143,8 @@ def _check_contents(path: Path, checkpoint: dict[str, Any], expected: dict[str, 
             name = min(wrong, key=str)
             raise ValueError(
                 f"Expected a checkpoint of this model in {path}; {len(wrong)} tensors of its {key} "
-                f"differ, the first {name!r}: expected {shapes.get(name)}; got {got.get(name)}."
+                f"differ, the first {short(name)}: expected {shapes.get(name)}; "
+                f"got {got.get(name)}."
             )
 
 

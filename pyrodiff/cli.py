@@ -4,14 +4,16 @@ Parsing imports neither torch nor Pyro, so that help and mistakes are answered a
 command needs is imported when it runs (``pyrodiff.runs``).
 """
 
+import contextlib
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 import pyrodiff
-from pyrodiff.progress import make_forgiving, say
+from pyrodiff.progress import let_go, make_forgiving, say
 from pyrodiff.settings import FLAGS, ComparisonSettings, EvaluationSettings, FitSettings
 from pyrodiff.signals import Terminated, stoppable
 
@@ -139,11 +141,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where it was terminated (SIGTERM).
     """
     make_forgiving()
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _main(sys.argv[1:] if arguments is None else arguments)
+    finally:
+        let_go()
+
+
+def _main(arguments: Sequence[str]) -> int:
     options = make_parser().parse_args([_underscored(argument) for argument in arguments])
     command = options.command
     try:
-        with stoppable():
+        with stoppable(), _plain_warnings(command):
             _run(command, options[command])
     except (ValueError, OSError, ImportError) as error:
         _complain(f"pyrodiff {command}: error: {error}")
@@ -156,6 +164,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"pyrodiff {command}: {what}{kept}")
         return status
     return 0
+
+
+@contextlib.contextmanager
+def _plain_warnings(command: str) -> Iterator[None]:
+    """Show warnings as errors are: in a line, without the place in the code."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        _complain(f"pyrodiff {command}: warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _complain(line: str) -> None:

@@ -7,7 +7,7 @@ r"""Decoders p_θ(x_0 | x_1), the last factor of the reverse chain.
 The first two (Ho et al., 2020, equation 13) have scale s of their own, or else the chain's
 variance at t = 1: β_1 for fixed large, β̃_2 for fixed small, the learned one where learned.  (The
 code of Ho and of Nichol puts β̃_2 there for fixed large too.)  The third (Kingma et al., 2021,
-equation 6) reads x_1 alone, without the network.
+section 3.3) reads x_1 alone, without the network.
 
 Every decoder's distribution can sample from given standard normal noise (``from_noise``), so
 that one stream of normals is all the randomness of a sample.

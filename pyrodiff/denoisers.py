@@ -1,6 +1,6 @@
 r"""Denoisers: what a network's output means, as the clean data x̂_0(x_t) that it implies.
 
-    NoiseDenoiser     output ε̂    x̂_0 = (x_t − σ_t ε̂) / α_t    (Ho et al., 2020, equation 11)
+    NoiseDenoiser     output ε̂    x̂_0 = (x_t − σ_t ε̂) / α_t    (Ho et al., 2020, equation 15)
     DataDenoiser      output x̂_0   x̂_0
     VelocityDenoiser  output v̂    x̂_0 = α_t x_t − σ_t v̂       (Salimans and Ho, 2022, appendix D)
     MeanDenoiser      output μ̂    x̂_0 = (μ̂ − c_t x_t) / c_0   (Ho et al., 2020, equation 8)

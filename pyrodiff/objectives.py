@@ -330,7 +330,7 @@ class MinSNR:
 
 @dataclass(frozen=True)
 class SigmoidWeighting:
-    """w = sigmoid(b − λ) on the noise error (Kingma and Gao, 2023, appendix D).
+    """w = sigmoid(b − λ) on the noise error (Kingma and Gao, 2023).
 
     Their integral is over λ, the sum here over t: the two agree (up to a factor) where λ is linear
     in t, as in ``LogSNRSchedule``.

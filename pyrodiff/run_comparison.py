@@ -25,7 +25,7 @@ from pyrodiff.report import write_report
 from pyrodiff.report_text import Report, print_comparison
 from pyrodiff.run_groups import Model, check_same_data, group, in_order_of_seeds, unique_names
 from pyrodiff.runs import own_data, read_run
-from pyrodiff.settings import ComparisonSettings, EvaluationSettings
+from pyrodiff.settings import ComparisonSettings, EvaluationSettings, read_settings
 
 __all__ = ["compare"]
 
@@ -82,6 +82,8 @@ def compare(
     noise = repeat_seeds(evaluation.seed, repeats)
     for run, config in zip(runs, configs, strict=True):
         run_folder.say_if_unsealed(run, config)
+        if not settings.saved:
+            serialization.read_weights(Path(run) / "model.safetensors")  # sound, or refused
     with locked(folder):
         report_folder.check(page)
         report_folder.claim(folder, _names(names, repeats, settings.saved))
@@ -140,8 +142,8 @@ def _settled(
     """What is evaluated, the same for all runs."""
     if settings.saved:
         held = [read_result(Path(run) / "evaluation.nc")[1] for run in runs]
-        split, seed = held[0].get("split", "test"), int(held[0].get("seed", 0))
-        return replace(evaluation, split=split, seed=seed)
+        saved = {name: held[0][name] for name in ("split", "seed") if name in held[0]}
+        return read_settings(EvaluationSettings, evaluation.to_dict() | saved)
     given = (evaluation.evaluations, evaluation.std_error)
     if evaluation.estimator != "termwise" or given != (None, None):
         return evaluation

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pyrodiff import batches, serialization
+from pyrodiff.checks import check_types, conforms, short
 from pyrodiff.folders import check_free, check_links, locked, remove
 from pyrodiff.progress import say
-from pyrodiff.settings import check_unchanged
+from pyrodiff.settings import FitSettings, check_unchanged
 
 __all__ = ["check", "opened", "prepare", "read_run", "say_if_unsealed", "sealed"]
 
@@ -21,6 +22,17 @@ _CONFIG, _SECTIONS = "config.yaml", ("model", "data", "fit")
 _RESULTS = ("model.safetensors", "metrics.csv", "evaluation.nc", "terms.png")
 _SAMPLES = ("samples.png", "samples.npy")
 _FOLDERS = ("checkpoints", "evaluation")
+_DATA: dict[str, Any] = {
+    "source": str,
+    "seed": int,
+    "context": str | int | list[str | int] | None,
+    "key": str | None,
+    "levels": int | None,
+    "levels_found": int | None,
+    "shift": object,  # numbers, nested as the data are
+    "scale": object,
+    "context_shape": list[int] | None,
+}
 
 
 def read_run(run: str | Path) -> dict[str, Any]:
@@ -39,7 +51,19 @@ def read_run(run: str | Path) -> dict[str, Any]:
             f"Expected {path} as it was written; got a text that differs from its checksum. "
             "Take a copy; or, where you changed it yourself, remove the line of the checksum."
         )
+    _check_sections(config, path)
     return config
+
+
+def _check_sections(config: dict[str, Any], path: Path) -> None:
+    """Refuse what no run holds; that a section is missing is said where it is needed."""
+    for section in config.keys() & {"data", "fit"}:
+        for name in _DATA if section == "data" else ("evaluations", "seed"):
+            serialization.entry(config[section], name)
+    check_types(FitSettings, config.get("fit", {}))
+    for name, value in config.get("data", {}).items():
+        if not conforms(value, _DATA.get(name, object)):
+            raise ValueError(f"Expected {name} of the data in {path}; got {short(value)}.")
 
 
 def sealed(config: dict[str, Any]) -> dict[str, Any]:

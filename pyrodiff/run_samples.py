@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from pyrodiff import serialization
+from pyrodiff.checks import short
 from pyrodiff.data import Affine
+from pyrodiff.data.prepare import MAX_CLASSES
 from pyrodiff.evaluation import load_model
 from pyrodiff.pictures import png_mark, samples_png
 from pyrodiff.progress import say
@@ -45,7 +47,7 @@ def draw(
         raise ValueError(f"Expected {folder} to stay as it is; got a run that was replaced.")
     context = _one_hot(label, held, num_samples)
     x = reverse.sample(num_samples, seed=seed, batch_size=batch_size, context=context)
-    values = _affine(held).inverse(x).numpy()
+    values = _affine(held, reverse.event_shape).inverse(x).numpy()
     _write(x, values, held["levels_found"] is not None, path)
     return torch.as_tensor(values)
 
@@ -86,9 +88,20 @@ def _is_there(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
-def _affine(held: dict[str, Any]) -> Affine:
-    shift, scale = (torch.tensor(held[name], dtype=torch.float64) for name in ("shift", "scale"))
-    return Affine(shift, scale)
+def _affine(held: dict[str, Any], event_shape: torch.Size) -> Affine:
+    """The transform that a run keeps, for events of this shape."""
+    parts = []
+    for name in ("shift", "scale"):
+        try:
+            part = torch.tensor(serialization.entry(held, name), dtype=torch.float64)
+            part.expand(event_shape)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ValueError(
+                f"Expected a {name} of the data for events of shape {tuple(event_shape)}; "
+                f"got {short(held.get(name))}."
+            ) from error
+        parts.append(part)
+    return Affine(*parts)
 
 
 def _one_hot(label: int | None, held: dict[str, Any], num_samples: int) -> Tensor | None:
@@ -99,6 +112,8 @@ def _one_hot(label: int | None, held: dict[str, Any], num_samples: int) -> Tenso
         raise ValueError(f"Expected {expected}; got {got}.")
     if label is None or shape is None:
         return None
-    if len(shape) != 1 or not 0 <= label < shape[0]:
+    if len(shape) != 1 or not 0 <= label < shape[0] <= MAX_CLASSES:
         raise ValueError(f"Expected a label from 0 to {shape[0] - 1}; got {label}.")
-    return torch.eye(shape[0])[label].expand(num_samples, -1)
+    unit = torch.zeros(shape[0])
+    unit[label] = 1.0
+    return unit.expand(num_samples, -1)

@@ -53,7 +53,7 @@ class LinearSchedule(Schedule):
 
     For T steps β_t runs linearly from ``beta_start`` · 1000/T to ``beta_end`` · 1000/T, the
     rescaling that keeps ᾱ_T at any T (Nichol and Dhariwal, 2021).  The limit is the
-    variance-preserving SDE of Song et al. (2021, equation 33):
+    variance-preserving SDE of Song et al. (2021, appendix C):
 
         log ᾱ(u) = −1000 (β_start u + (β_end − β_start) u²/2).
 
@@ -132,7 +132,7 @@ class CosineSchedule(Schedule):
 
 @dataclass(frozen=True)
 class LogSNRSchedule(Schedule):
-    r"""Linear log-SNR: λ(u) = λ_max + u (λ_min − λ_max) (Kingma et al., 2021, section 3.1).
+    r"""Linear log-SNR: λ(u) = λ_max + u (λ_min − λ_max) (Kingma et al., 2021, section 3.2).
 
     The table holds λ at u = (t − 1)/(T − 1), so that x_1 has λ_max and x_T has λ_min: x_1 is
     z_0 of Kingma et al., the least noisy latent.  With T = 1 the one latent has λ_min.

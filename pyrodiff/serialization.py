@@ -1,16 +1,14 @@
 """Models and runs as files: plain values in YAML, weights in safetensors, never pickle.
 
-An object is described by its class name and its constructor arguments, which every class here
-keeps under their own names.  Reading a description looks the name up among pyrodiff's own public
-classes of that kind; a name found in a file is never imported.  A file is made in memory and then
-written as ``pyrodiff.files`` does: a reader sees the old file or the new one.
+What the plain values mean is said in ``pyrodiff.descriptions``.  A file is made in memory and then
+written as ``pyrodiff.files`` does: a reader sees the old file or the new one.  Files that are read
+may come from anywhere: their size, depth and names are checked before anything is made of them, and
+whatever is wrong with one is a ValueError that names it.
 """
 
 import hashlib
-import importlib
-import inspect
 import io
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,14 @@ import torch
 from torch import Tensor, nn
 
 import pyrodiff
+from pyrodiff.checks import reason, short
+from pyrodiff.descriptions import build, describe, entry, network_shapes
 from pyrodiff.files import write_atomically, write_bytes
 
 __all__ = [
     "build",
+    "check_network",
+    "check_shapes",
     "describe",
     "entry",
     "fingerprint",
@@ -36,30 +38,14 @@ __all__ = [
 ]
 
 FORMAT = 1
+MAX_CONFIG_BYTES = 16 * 2**20
+"""The most bytes of a configuration."""
+
 _CHECKSUM = "pyrodiff.sha256"
-_KINDS = ("schedules", "denoisers", "variances", "decoders", "networks")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, nn.Module) or hasattr(type(value), "__dataclass_fields__"):
-        return describe(value)
-    raise TypeError(f"Expected plain values in a description; got {type(value).__name__}.")
-
-
-def describe(value: Any) -> dict[str, Any]:
-    """An object as plain values: its class name and constructor arguments.
-
-    A class that is not pyrodiff's own is described by its name alone and marked ``external``.
-    """
-    kind = type(value)
-    if kind.__module__ not in {f"pyrodiff.{name}" for name in _KINDS}:
-        return {"class": kind.__name__, "external": True}
-    parameters = inspect.signature(kind).parameters
-    return {"class": kind.__name__} | {name: _plain(getattr(value, name)) for name in parameters}
+_NETWORK = "denoiser.network."  # of names in a state dict
+_MAX_DEPTH = 32
+_MAX_SCALAR = 4096  # characters of one value
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def fingerprint(model: Any) -> str:
@@ -109,60 +95,15 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def build(kind: str, description: Any, **given: Any) -> Any:
-    """The object of ``kind`` ("schedules", "networks", …) that ``describe`` described.
-
-    Args:
-        kind: the module of pyrodiff that holds the class.
-        description: from a file.
-        given: arguments that the description does not hold.
-
-    Raises:
-        ValueError: an unknown class or argument, or an external class.
-    """
-    assert kind in _KINDS
-    if not isinstance(description, dict) or not isinstance(description.get("class"), str):
-        raise ValueError(f"Expected a description with a class name; got {description!r}.")
-    arguments = dict(description)
-    name = arguments.pop("class")
-    if arguments.pop("external", False):
-        raise ValueError(
-            f"Expected the network {name}, which is not pyrodiff's own, to be handed in: "
-            "load(path, network=…)."
-        )
-    module = importlib.import_module(f"pyrodiff.{kind}")
-    classes = {n: c for n in module.__all__ if inspect.isclass(c := getattr(module, n))}
-    if name not in classes or inspect.isabstract(classes[name]):
-        known = ", ".join(n for n, c in classes.items() if not inspect.isabstract(c))
-        raise ValueError(f"Expected one of pyrodiff's {kind} ({known}); got {name!r}.")
-    unknown = set(arguments) - set(inspect.signature(classes[name]).parameters)
-    if unknown:
-        raise ValueError(
-            f"Expected arguments of {name}; got unknown {sorted(unknown)}. "
-            "Was the file written by a newer version?"
-        )
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
-    try:
-        return classes[name](**arguments, **given)
-    except TypeError as error:
-        raise ValueError(f"Expected a valid description of {name}; got {error}.") from error
-
-
-def entry(config: Any, key: str) -> Any:
-    """``config[key]``, or a ValueError that says what is missing."""
-    if not isinstance(config, dict) or key not in config:
-        held = sorted(config) if isinstance(config, dict) else type(config).__name__
-        raise ValueError(f"Expected an entry {key!r} in the configuration; got {held}.")
-    return config[key]
-
-
 def write_config(path: Path, config: dict[str, Any]) -> None:
     """Write plain values as YAML, with the format's and the library's version."""
     import yaml
 
     header = {"format": FORMAT, "pyrodiff": pyrodiff.__version__}
     text = yaml.safe_dump(header | config, sort_keys=False, allow_unicode=True)
-    write_bytes(path, text.encode())
+    content = text.encode()
+    _check_config_size(len(content), path)
+    write_bytes(path, content)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -170,23 +111,78 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not YAML of plain values, or of a newer format.
+        ValueError: not YAML of plain values (aliases and tags are none), too large or too deep, or
+            of a newer format.
     """
-    import yaml
-
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a file {path}; got nothing there.")
+    _check_is_file(path)
+    _check_config_size(path.stat().st_size, path)
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"Expected plain YAML in {path}; got {error}.") from error
+        config = _read_yaml(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise
+    except Exception as error:  # a hostile scalar can raise nearly anything
+        message = f"Expected plain YAML in {path}; got {_yaml_reason(error)}."
+        raise ValueError(message) from error
     version = entry(config, "format")
     if not isinstance(version, int) or version > FORMAT:
         raise ValueError(
-            f"Expected format {FORMAT} or older in {path}; got {version!r}, "
-            f"written by pyrodiff {config.get('pyrodiff')}."
+            f"Expected format {FORMAT} or older in {path}; got {short(version)}, "
+            f"written by pyrodiff {short(config.get('pyrodiff'))}."
         )
     return config
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a file {path}; got nothing there.")
+
+
+def _check_config_size(size: int, path: Path) -> None:
+    if size > MAX_CONFIG_BYTES:
+        raise ValueError(
+            f"Expected a configuration of at most {MAX_CONFIG_BYTES // 2**20} MiB; "
+            f"got {size / 2**20:.3g} MiB for {path}."
+        )
+
+
+def _read_yaml(text: str) -> Any:
+    """The value of a YAML document that is plain: no aliases, no tags, no other keys than text."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if getattr(event, "anchor", None) is not None:  # an alias or what one refers to
+            raise ValueError(f"the anchor or alias {short(event.anchor)}")
+        if getattr(event, "tag", None) is not None:
+            raise ValueError(f"the tag {short(event.tag)}")
+        if depth > _MAX_DEPTH or len(getattr(event, "value", "")) > _MAX_SCALAR:
+            raise ValueError(f"more than {_MAX_DEPTH} levels or {_MAX_SCALAR} characters in one")
+    value = yaml.load(text, Loader=loader)
+    _check_plain(value)
+    return value
+
+
+def _check_plain(value: Any) -> None:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the key {short(key)}, which is no text")
+            _check_plain(part)
+    elif isinstance(value, list):
+        for part in value:
+            _check_plain(part)
+    elif value is not None and not isinstance(value, bool | int | float | str):
+        raise ValueError(f"{short(value)} of type {type(value).__name__}")
+
+
+def _yaml_reason(error: Exception) -> str:
+    """What the parser says, and where, in a line."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    where = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
+    return f"{problem}{where}" if problem else reason(error)
 
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> None:
@@ -221,24 +217,27 @@ def netcdf(dataset: Any) -> bytes:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read safetensors.
+    """Read safetensors; their header has to agree with the file's size.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: truncated, or not safetensors (a pickle, say), or other values than were
             written; files without a checksum are read as they are.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a file {path}; got nothing there.")
+    _check_is_file(path)
     try:
         with safe_open(path, "pt") as file:
             checksum = (file.metadata() or {}).get(_CHECKSUM)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"Expected safetensors in {path}; got {error}.") from error
-    if checksum is not None and checksum != _checksum(tensors):
+        damaged = checksum is not None and checksum != _checksum(tensors)
+    except OSError:
+        raise
+    except Exception as error:  # its own errors, and torch's for types and shapes that it lacks
+        message = f"Expected safetensors in {path}; got {reason(error)}."
+        raise ValueError(message) from error
+    if damaged:
         raise ValueError(
             f"Expected {path} as it was written; got values that differ from its checksum. "
             "The file is damaged: write it anew, or take a copy."
@@ -246,19 +245,50 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """Load a state dict whole; names or shapes that differ raise a ValueError."""
-
-    def shapes(state: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(value.shape) for name, value in state}
-
-    expected, found = shapes(module.state_dict().items()), shapes(weights.items())
-    if expected != found:
-        wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
-        name = wrong[0]
+def check_shapes(
+    expected: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]], source: Path
+) -> None:
+    """Raise ValueError unless both have the same names and shapes of weights."""
+    names = sorted(n for n in expected.keys() | got.keys() if expected.get(n) != got.get(n))
+    if names:
         raise ValueError(
-            f"Expected weights that fit the model in {source}; {len(wrong)} differ, the first "
-            f"{name!r}: expected {expected.get(name)}; got {found.get(name)}."
+            f"Expected weights that fit the model in {source}; {len(names)} differ, the first "
+            f"{short(names[0])}: expected {expected.get(names[0])}; got {got.get(names[0])}."
         )
+
+
+def check_network(config: Any, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Compare a described network with its weights, before there is memory for the network.
+
+    A few bytes of a description can ask for any number of layers of any size; a file of weights has
+    what it has.
+
+    Raises:
+        ValueError: weights that do not fit; what ``descriptions.build`` raises.
+    """
+    denoiser = config.get("denoiser") if isinstance(config, dict) else None
+    network = denoiser.get("network") if isinstance(denoiser, dict) else None
+    if not isinstance(network, dict) or network.get("external"):
+        return  # said by ``build_parts``, with whatever else is missing
+    got = {name: shape for name, shape in _shapes(weights).items() if name.startswith(_NETWORK)}
+    shapes = network_shapes(network, 2 * len(got) + 100).items()
+    check_shapes({f"{_NETWORK}{name}": shape for name, shape in shapes}, got, source)
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Load a state dict whole; names, shapes or kinds of numbers that differ raise a ValueError."""
+    state = module.state_dict()
+    check_shapes(_shapes(state), _shapes(weights), source)
+    for name, value in weights.items():
+        floats = state[name].is_floating_point()
+        if (value.dtype not in _DTYPES) if floats else (value.dtype != state[name].dtype):
+            raise ValueError(
+                f"Expected weights that fit the model in {source}; got {short(name)} of "
+                f"{value.dtype}, where the model has {state[name].dtype}."
+            )
     with torch.no_grad():
         module.load_state_dict(weights)
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}

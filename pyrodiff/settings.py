@@ -7,7 +7,9 @@ the outcome.
 import math
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
+
+from pyrodiff.checks import check_types, short
 
 __all__ = [
     "CHOICES",
@@ -18,8 +20,11 @@ __all__ = [
     "FitSettings",
     "check_unchanged",
     "choose",
+    "read_settings",
     "recipe",
 ]
+
+Settings = TypeVar("Settings", "FitSettings", "EvaluationSettings", "ComparisonSettings")
 
 # Estimators and the options that go with each.
 ESTIMATORS: dict[str, tuple[str, ...]] = {
@@ -263,11 +268,25 @@ class ComparisonSettings:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def read_settings(kind: type[Settings], values: Any) -> Settings:
+    """Settings of a kind from a file's plain values.
+
+    Raises:
+        ValueError: unknown names, values of another type, and what the settings themselves refuse.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"Expected settings by name; got {short(values)}.")
+    check_types(kind, values)
+    return kind(**values)
+
+
 def check_unchanged(where: object, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raise ValueError, naming what differs, unless ``new`` may resume what ``old`` began."""
     changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     if changed:
-        differences = "; ".join(f"{k}: {new.get(k)!r}, it has {old.get(k)!r}" for k in changed)
+        differences = "; ".join(
+            f"{k}: {short(new.get(k))}, it has {short(old.get(k))}" for k in changed
+        )
         raise ValueError(
             f"Expected the settings of {where} in order to resume it; got another {differences}."
         )

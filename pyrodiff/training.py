@@ -30,6 +30,7 @@ from pyrodiff.checkpoints import (
     first_sound,
     read_checkpoint,
 )
+from pyrodiff.checks import reason
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import TermwiseBound
 from pyrodiff.objectives import Objective, VariationalBound
@@ -343,5 +344,5 @@ def _blamed(start: Path | None, module: DiffusionModule) -> Iterator[None]:
     except Exception as error:
         if start is None or module.steps_done or isinstance(error, OSError):
             raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"Expected a checkpoint of this run in {start}; got {reason}") from error
+        got = f"{type(error).__name__}: {reason(error)}"
+        raise ValueError(f"Expected a checkpoint of this run in {start}; got {got}") from error

@@ -1,7 +1,7 @@
 """Results as ArviZ reads them: ``InferenceData`` of 0.23, ``xarray.DataTree`` of 1.x.
 
 Draws of ArviZ are draws of parameters: PSIS-LOO weighs them by 1/p(x_i | θ_s) to leave x_i out of
-the posterior (Vehtari, Gelman and Gabry, 2017, equation 7).  Monte Carlo draws of a bound on one
+the posterior (Vehtari, Gelman and Gabry, 2017).  Monte Carlo draws of a bound on one
 model's log p are no such thing (all have the same θ), and would give a number that means nothing.
 So a ``log_likelihood`` group is made of several trained models only, and one model goes to
 ``arviz.compare`` by its held-out log-likelihood, elpd = Σ_i log p(x_i), for which nothing has to be

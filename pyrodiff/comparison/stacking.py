@@ -1,6 +1,6 @@
 r"""Weights of a mixture of models that predicts held-out samples best (Yao et al., 2018).
 
-    max over the simplex of  Σ_i log Σ_m w_m p_m(x_i)                     (Yao et al., equation 4)
+    max over the simplex of  Σ_i log Σ_m w_m p_m(x_i)
 
 Only ratios of densities matter: every sample's largest log p is subtracted before exp, as at −2000
 nats exp gives 0, and a sum that is log 0 everywhere leaves the weights where they started.  The

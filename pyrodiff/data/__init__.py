@@ -25,6 +25,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
+from pyrodiff.checks import short
 from pyrodiff.data.arrays import read_npy, read_npz
 from pyrodiff.data.dataset import Affine, DataSet
 from pyrodiff.data.files import MAX_BYTES, Context
@@ -92,15 +93,19 @@ def load(
         drawn, log_prob = plane(source, seed, num_samples)
         return prepare(drawn, standardize=standardize, log_prob=log_prob)
     _refuse_options("a file", num_samples=num_samples)
-    found = _read(_find(source), context, key)
-    return prepare(found, seed=seed, standardize=standardize, levels=levels)
+    path = _find(source)
+    try:
+        found = _read(path, context, key)
+        return prepare(found, seed=seed, standardize=standardize, levels=levels)
+    except MemoryError as error:
+        raise ValueError(f"Expected data that fit into memory; got {path}, which do not") from error
 
 
 def _refuse_options(source: str, **options: object) -> None:
     """Refuse options that would have no effect."""
     for name, value in options.items():
         if value is not None:
-            raise ValueError(f"Expected no {name}= for {source!r}; got {name}={value!r}")
+            raise ValueError(f"Expected no {name}= for {source!r}; got {name}={short(value)}")
 
 
 def _find(source: str | Path) -> Path:
@@ -111,7 +116,9 @@ def _find(source: str | Path) -> Path:
     if isinstance(source, str) and path.name == source and not path.suffix:
         near = get_close_matches(source.lower(), NAMES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Expected one of {', '.join(NAMES)}, or a path; got {source!r}{hint}")
+        raise ValueError(
+            f"Expected one of {', '.join(NAMES)}, or a path; got {short(source)}{hint}"
+        )
     raise FileNotFoundError(f"Expected a file or folder; got {path}, which does not exist")
 
 
@@ -132,5 +139,5 @@ def _read(path: Path, context: Context | None, key: str | None) -> Source:
         return read_parquet(path, context)
     raise ValueError(
         "Expected a .npy, .npz, .csv, .csv.gz or .parquet file or a folder of images; "
-        f"got {path.name!r}"
+        f"got {short(path.name)}"
     )

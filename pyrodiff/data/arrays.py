@@ -14,7 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from pyrodiff.data.files import Context, check_bytes, reason, unreadable
+from pyrodiff.checks import listed, reason, short
+from pyrodiff.data.files import Context, check_bytes, unreadable
 from pyrodiff.data.prepare import Array, Source, take_columns
 
 __all__ = ["MAX_HEADER", "read_npy", "read_npz"]
@@ -90,12 +91,14 @@ def _read_array(stream: IO[bytes], size: int, label: str) -> Array:
             "which run code when loaded, so they are never loaded"
         )
     if dtype.kind not in "biuf":
-        raise ValueError(f"Expected an array of numbers; got dtype {dtype} in {label}")
+        raise ValueError(
+            f"Expected an array of numbers; got dtype {short(str(dtype))[1:-1]} in {label}"
+        )
     declared = math.prod(shape) * dtype.itemsize
     check_bytes(declared, label)
     if min(shape, default=0) < 0 or declared != size - start:
         raise ValueError(
-            f"Expected {declared} bytes of data for shape {shape} and dtype {dtype}; "
+            f"Expected {declared} bytes of data for shape {short(shape)} and dtype {dtype}; "
             f"got {size - start} in {label} (is it truncated?)"
         )
     data = np.empty(declared, dtype=np.uint8)
@@ -146,11 +149,11 @@ def _choose_keys(
     keys: Mapping[str, object], context: str | None, key: str | None
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The keys of the data and of the context, per split ("all" if the file has no splits)."""
-    listed = ", ".join(keys) or "none"
+    names = listed(keys) or "none"
     if key is not None and key not in keys:
         near = get_close_matches(key, list(keys), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"Expected a key among {listed}; got {key!r}{hint}")
+        raise ValueError(f"Expected a key among {names}; got {short(key)}{hint}")
     chosen = {} if key is not None else _split_keys(keys, ("", "x_", "X_"))
     contexts: dict[str, str] = {}
     if not chosen:
@@ -158,7 +161,7 @@ def _choose_keys(
         if len(data) != 1:
             raise ValueError(
                 "Expected a single array, or keys train and test, or x_train and x_test; "
-                f"got the keys {listed}: choose one with key="
+                f"got the keys {names}: choose one with key="
             )
         chosen = {"all": data[0]}
         contexts = {"all": context} if context is not None and context in keys else {}
@@ -166,8 +169,8 @@ def _choose_keys(
         contexts = _split_keys(keys, (f"{context}_",))
     if context is not None and set(contexts) != set(chosen):
         raise ValueError(
-            f"Expected the context {context!r} beside {', '.join(chosen.values())}; "
-            f"got the keys {listed}"
+            f"Expected the context {short(context)} beside {listed(chosen.values())}; "
+            f"got the keys {names}"
         )
     return chosen, contexts
 

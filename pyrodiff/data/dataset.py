@@ -93,8 +93,8 @@ class DataSet:
             (...), where it is known.
 
     Raises:
-        ValueError: if the splits differ in event shape, are not float32, or a context has another
-            number of rows than its split.
+        ValueError: if the splits differ in event shape, are not float32, a context has another
+            number of rows than its split, or a value is NaN or infinite.
     """
 
     name: str
@@ -119,6 +119,10 @@ class DataSet:
                 )
             if context is not None and len(context) != len(split):
                 raise ValueError(f"Expected {len(split)} rows of context; got {len(context)}")
+            for name, values in (("values", split), ("context", context)):
+                if values is not None and not bool(torch.isfinite(values).all()):
+                    row = int((~torch.isfinite(values)).flatten(1).any(1).nonzero()[0])
+                    raise ValueError(f"Expected finite {name}; got NaN or infinity in row {row}")
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["MAX_BYTES", "Context", "FileSizeError", "check_bytes", "reason", "unreadable"]
+from pyrodiff.checks import reason
+
+__all__ = ["MAX_BYTES", "Context", "FileSizeError", "check_bytes", "unreadable"]
 
 Context = str | int | Sequence[str | int]
 
@@ -34,11 +36,6 @@ def check_bytes(declared: int, what: object) -> None:
             f"Expected at most {MAX_BYTES / 2**30:g} GiB; "
             f"got {what}, which declares {declared / 2**30:.3g} GiB"
         )
-
-
-def reason(error: Exception) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def unreadable(path: Path, expected: str, error: Exception) -> ValueError:

@@ -7,6 +7,7 @@ per column or pixel. Discrete data, integers :math:`k \in \{0, \dots, L - 1\}`, 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrodiff.checks import listed, short
 from pyrodiff.data.dataset import Affine, DataSet
 
 __all__ = ["MIN_ROWS", "Array", "Source", "prepare", "take_columns"]
@@ -23,6 +25,7 @@ __all__ = ["MIN_ROWS", "Array", "Source", "prepare", "take_columns"]
 Array = NDArray[Any]
 MIN_ROWS = 10
 MAX_CLASSES = 1_000
+MAX_LEVELS = 2**16
 SPLITS = ("train", "validation", "test")
 
 
@@ -56,7 +59,8 @@ def take_columns(source: Source, context: str | int | Sequence[str | int]) -> So
     kept = [i for i in range(len(names)) if i not in positions]
     if not kept or not positions:
         raise ValueError(
-            f"Expected some columns as context and some as data; got {wanted} of {len(names)}"
+            "Expected some columns as context and some as data; "
+            f"got {short(wanted)} of {len(names)}"
         )
     return replace(
         source,
@@ -76,6 +80,8 @@ def prepare(
 ) -> DataSet:
     """Check ``source``, split it by ``seed`` where it has no splits, and put it into model units.
 
+    Warns (``UserWarning``) of columns of whole numbers among continuous data.
+
     Raises:
         ValueError: for data that are not numbers, not finite, too few, of an unknown layout, off
             the grid of ``levels``, or constant in a column that is to be standardised.
@@ -89,6 +95,8 @@ def prepare(
             _check_grid(array, levels)
     events = {split: _to_events(array) for split, array in source.arrays.items()}
     _check_rows(events, source.contexts)
+    if levels is None:
+        _warn_of_atoms(events, source)
     rows = _split_rows({split: len(array) for split, array in events.items()}, seed)
     parts = {split: events[key][index] for split, (key, index) in rows.items()}
     contexts: dict[str, Tensor] = {}
@@ -115,7 +123,7 @@ def _position(column: str | int, names: Sequence[str]) -> int:
         return column
     if isinstance(column, str) and column in names:
         return names.index(column)
-    raise ValueError(f"Expected a column among {', '.join(names)}; got {column!r}")
+    raise ValueError(f"Expected a column among {listed(names)}; got {short(column)}")
 
 
 def _check_numbers(array: Array, split: str, columns: Sequence[str] | None = None) -> None:
@@ -131,7 +139,11 @@ def _check_numbers(array: Array, split: str, columns: Sequence[str] | None = Non
         raise ValueError(
             f"Expected finite values; got {count} NaN or infinite"
             f"{'' if split == 'all' else f' in {split}'}, the first ({array[index]}) at "
-            + (f"row {index[0]}, column {columns[index[1]]!r}" if columns else f"index {index}")
+            + (
+                f"row {index[0]}, column {short(columns[index[1]])}"
+                if columns
+                else f"index {index}"
+            )
         )
 
 
@@ -145,8 +157,8 @@ def _default_levels(arrays: dict[str, Array]) -> int | None:
 
 def _check_grid(array: Array, levels: int) -> None:
     """Refuse values that are not integers 0 .. levels - 1."""
-    if levels < 2:
-        raise ValueError(f"Expected at least 2 levels; got {levels}")
+    if not 2 <= levels <= MAX_LEVELS:
+        raise ValueError(f"Expected at least 2 levels and at most {MAX_LEVELS}; got {levels}")
     if not array.size:
         return
     low, high = array.min(), array.max()
@@ -158,6 +170,27 @@ def _check_grid(array: Array, levels: int) -> None:
     if array.dtype.kind == "f" and (array != np.floor(array)).any():
         fraction = array[array != np.floor(array)][0]
         raise ValueError(f"Expected integers 0 to {levels - 1} for levels={levels}; got {fraction}")
+
+
+def _warn_of_atoms(events: dict[str, Array], source: Source) -> None:
+    """Say which columns of continuous data hold whole numbers alone; images by all their pixels."""
+    every = [(array == np.floor(array)).all(axis=0) for array in events.values()]
+    whole: Array = np.asarray(np.all(every, axis=0))
+    if whole.ndim > 1:
+        names = ["all pixels"] if whole.all() else []
+    else:
+        names = [_name_position((int(i),), source.columns) for i in np.flatnonzero(whole)]
+    if names:
+        count = f" ({len(names)} of {len(whole)} columns)" if whole.ndim == 1 else ""
+        warnings.warn(
+            f"Expected continuous values in {source.name}; got whole numbers alone in "
+            f"{listed(names)}{count}. A value that repeats is "
+            "an atom, which has no density: a density learned there grows without limit, and its "
+            "likelihood says nothing. Give levels= if all of the data are discrete, take such "
+            "columns as context= or leave them out, or add noise of their spacing.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _to_events(array: Array) -> Array:
@@ -172,7 +205,7 @@ def _to_events(array: Array) -> Array:
         return array
     raise ValueError(
         "Expected an array (N,), (N, d), (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 "
-        f"channels C; got shape {array.shape}"
+        f"channels C; got shape {short(array.shape)}"
     )
 
 
@@ -281,7 +314,7 @@ def _to_standard(
 def _name_position(index: tuple[int, ...], columns: Sequence[str] | None) -> str:
     """How an error calls a place of an event: a column by name or number, a pixel by (c, i, j)."""
     if len(index) == 1:
-        return f"column {columns[index[0]]!r}" if columns else f"column {index[0]}"
+        return f"column {short(columns[index[0]])}" if columns else f"column {index[0]}"
     return f"pixel {index}"
 
 

@@ -12,6 +12,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from pyrodiff.checks import short
 from pyrodiff.data.files import Context, FileSizeError, check_bytes, unreadable
 from pyrodiff.data.prepare import Array, Source, take_columns
 
@@ -59,7 +60,9 @@ def read_parquet(path: Path, context: Context | None = None) -> Source:
             schema = file.schema_arrow
             for field in schema:
                 if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)):
-                    raise TypeError(f"column {field.name!r} of type {field.type}")
+                    raise TypeError(
+                        f"column {short(field.name)} of type {short(str(field.type))[1:-1]}"
+                    )
             check_bytes(8 * file.metadata.num_rows * len(schema), path)
             table = file.read(use_threads=False)
         columns = [np.asarray(column.to_numpy(), dtype=np.float64) for column in table.columns]
@@ -122,13 +125,14 @@ def _read_header(path: Path) -> tuple[list[str], bool]:
         column = numbers.index(False)
         raise ValueError(
             f"Expected a first row of names alone or of numbers alone in {path}; got "
-            f"{first[column]!r} in column {column} beside the number {first[numbers.index(True)]}"
+            f"{short(first[column])} in column {column} beside the number "
+            f"{first[numbers.index(True)][:80]}"
         )
     if "" in first or len(set(first)) < len(first):
         column = next(i for i, name in enumerate(first) if not name or name in first[:i])
         raise ValueError(
-            f"Expected a name of its own for every column of {path}; got {first[column]!r} for "
-            f"column {column} (pandas writes row numbers there unless told index=False)"
+            f"Expected a name of its own for every column of {path}; got {short(first[column])} "
+            f"for column {column} (pandas writes row numbers there unless told index=False)"
         )
     return first, True
 
@@ -183,5 +187,5 @@ def _explain_csv(path: Path, names: Sequence[str], has_header: bool) -> None:
                 if not _is_number(field):
                     raise ValueError(
                         f"Expected numbers alone in {path}; "
-                        f"got {field!r} in row {number}, column {name!r}"
+                        f"got {short(field)} in row {number}, column {short(name)}"
                     )

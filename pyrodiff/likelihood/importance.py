@@ -5,7 +5,7 @@ r"""The importance-weighted bound: log of the mean of K path weights (Burda et a
 
 Its bias falls as 1/K where the weights have a variance; the jackknife removes that part,
 
-    K L̂_K − (K − 1) mean_k L̂_{K−1}^{(−k)}                        (Nowozin, 2018, equation 13)
+    K L̂_K − (K − 1) mean_k L̂_{K−1}^{(−k)}                        (Nowozin, 2018)
 
 and is then no bound any more.
 """

@@ -202,13 +202,55 @@ class Pilot:
         missing = sorted({*_OWN, *_CONTROLS, "calls"} - tensors.keys())
         if missing:
             raise ValueError(f"Expected a pilot in {path}; got a file without {missing[0]!r}.")
+        _check_tensors(tensors, Path(path))
         controls = Controls(*(tensors[name] for name in _CONTROLS))
         own = {name: tensors[name] for name in _OWN}
-        return cls(controls, calls=int(tensors["calls"]), **own)
+        pilot = cls(controls, calls=int(tensors["calls"]), **own)
+        sizes = pilot.baseline.shape[1] - 1, pilot.coefficients.shape[1]
+        if sizes != (controls.num_hats, controls.num_controls):
+            raise ValueError(
+                f"Expected {controls.num_hats} curves and {controls.num_controls} controls of the "
+                f"pilot in {path}; got coefficients of {sizes[0]} and {sizes[1]}."
+            )
+        return pilot
 
 
-_OWN = ("nodes", "scale", "baseline", "coefficients", "spread", "misfit")
-_CONTROLS = ("log_snr", "knots", "mean", "eigenvalues", "basis")
+_OWN = {
+    "nodes": "J",
+    "scale": "J",
+    "baseline": "JK",
+    "coefficients": "JF",
+    "spread": "J",
+    "misfit": "J",
+}
+_CONTROLS = {"log_snr": "T", "knots": "RH", "mean": "d", "eigenvalues": "r", "basis": "dr"}
+_SPREADS = ("scale", "spread", "misfit", "eigenvalues")
+
+
+def _check_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Refuse a file whose tensors are no pilot's: axes of equal letters have equal sizes."""
+    sizes: dict[str, int] = {}
+    for name, axes in ({"calls": ""} | _OWN | _CONTROLS).items():
+        value = tensors[name]
+        same = value.dim() == len(axes) and all(
+            sizes.setdefault(axis, n) == n > 0 for axis, n in zip(axes, value.shape, strict=True)
+        )
+        whole = name in ("calls", "nodes")
+        if not same or value.dtype != (torch.int64 if whole else torch.float64):
+            raise ValueError(
+                f"Expected a pilot in {path}; got {name!r} of shape {tuple(value.shape)} and type "
+                f"{value.dtype}."
+            )
+        finite = value.isfinite() | (value.isnan() & (name == "knots"))
+        if not bool(finite.all()) or (name in _SPREADS and bool((value < 0).any())):
+            raise ValueError(f"Expected a pilot in {path}; got a {name} that is out of range.")
+    nodes, log_snr = tensors["nodes"], tensors["log_snr"]
+    ends = (int(nodes[0]), int(nodes[-1])) == (1, len(log_snr))
+    if not ends or not bool((nodes.diff() > 0).all()) or not bool((log_snr.diff() < 0).all()):
+        raise ValueError(
+            f"Expected steps of the pilot in {path} to grow from 1 to {len(log_snr)}, and log-SNRs "
+            "to fall; got others."
+        )
 
 
 @dataclass(frozen=True)

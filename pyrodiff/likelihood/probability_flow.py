@@ -6,7 +6,7 @@ dx/dλ = f x − ½ g² s and its divergence are
 
     dx/dλ = ½ α (x̂_0(x, λ) − α x),    div = ½ α (∇·x̂_0 − α d),
 
-    log p_1(x_1) = log N(x_T; 0, I) + ∫_{λ_1}^{λ_T} div dλ                       (equation 39)
+    log p_1(x_1) = log N(x_T; 0, I) + ∫_{λ_1}^{λ_T} div dλ                       (appendix D.2)
 
 from the chain's first latent to its last.  That is a density of x_1, never of the data.  Either
 

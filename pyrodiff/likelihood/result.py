@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyrodiff.checks import check_types, short
+from pyrodiff.netcdf import checksummed, read_netcdf
 from pyrodiff.serialization import netcdf, write_bytes
 
 __all__ = ["LogLikelihood", "Mean"]
@@ -25,7 +27,8 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
     "log_weights": ("sample", "particle"),
     "reference": ("sample",),
 }
-_RENAMED = {"value": "log_likelihood", "terms": "term"}
+_RENAMED = {"value": "log_likelihood", "terms": "term", "timesteps": "timestep"}
+_FLOATS, _TYPES = ("float32", "float64"), {"calls": ("int64",)}
 _SETTLED = ("kind", "dimensions", "estimator", "shared_calls")  # the same for all parts
 _SCALARS = (*_SETTLED, "model")
 
@@ -219,7 +222,7 @@ class LogLikelihood:
     def save(self, path: str | Path, **attributes: Any) -> None:
         """Write netCDF, atomically; ``attributes`` are kept beside the result's own."""
         dataset = self.to_dataset(**attributes)
-        write_bytes(Path(path), netcdf(dataset))
+        write_bytes(Path(path), checksummed(netcdf(dataset)))
 
     @classmethod
     def load(cls, path: str | Path) -> "LogLikelihood":
@@ -237,29 +240,42 @@ def read_result(path: str | Path) -> tuple[LogLikelihood, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a result of another version.
+        ValueError: a result of another version, a damaged file, or none of ours.
     """
-    import xarray
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"Expected a file {path}; got nothing there.")
-    with xarray.open_dataset(path, engine="h5netcdf") as dataset:
-        dataset.load()
-    told = {"model": ""} | dataset.attrs
-    missing = [name for name in _SCALARS if name not in told]
+    variables, attributes = read_netcdf(Path(path))
+    attributes = {"model": ""} | attributes
+    tensors = _read_tensors(variables, path)
+    names = [*_SCALARS, "value", "std_error", "calls"]
+    missing = [name for name in names if name not in attributes and name not in tensors]
     if missing:
         raise ValueError(
             f"Expected in {path} what this version of pyrodiff writes; got a file without "
             f"{missing[0]!r}. Evaluate the run again."
         )
-    held: dict[str, Any] = {name: told[name] for name in _SCALARS}
-    for name in _VARIABLES:
+    scalars: dict[str, Any] = {name: attributes[name] for name in _SCALARS}
+    check_types(LogLikelihood, scalars)
+    if scalars["dimensions"] < 1 or scalars["shared_calls"] < 0:
+        raise ValueError(f"Expected a result in {path}; got {short(scalars)}.")
+    return LogLikelihood(**(tensors | scalars)), attributes
+
+
+def _read_tensors(variables: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a result, checked to be numbers of sizes that agree."""
+    tensors, sizes = {}, dict[str, int]()
+    dimensions = _VARIABLES | {"timesteps": ("timestep",)}
+    for name, axes in dimensions.items():
         key = _RENAMED.get(name, name)
-        if key in dataset:
-            held[name] = torch.tensor(dataset[key].values)
-    if "timestep" in dataset.coords:
-        held["timesteps"] = torch.tensor(dataset["timestep"].values)
-    for name in ("dimensions", "shared_calls"):
-        held[name] = int(held[name])
-    assert held.keys() <= {field.name for field in fields(LogLikelihood)}
-    return LogLikelihood(**held), told
+        if key not in variables:
+            continue
+        array = variables[key]
+        same = array.ndim == len(axes) and all(
+            sizes.setdefault(axis, size) == size
+            for axis, size in zip(axes, array.shape, strict=True)
+        )
+        if not same or array.dtype not in _TYPES.get(name, _FLOATS):
+            raise ValueError(
+                f"Expected a result in {path}; got {key!r} of shape {array.shape} and type "
+                f"{array.dtype}."
+            )
+        tensors[name] = torch.tensor(array)
+    return tensors
