@@ -9,7 +9,11 @@ PROJECT := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 export OMP_NUM_THREADS ?= 1
 
+<<<<<<< HEAD
 .PHONY: demo test lint format type docs bench fuzz clean
+=======
+.PHONY: demo test faults lint format type docs bench clean
+>>>>>>> training
 
 # The fit takes its threads from the machine: one thread is for tests of small networks.
 demo: $(VENV)/.core
@@ -17,6 +21,10 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
+
+# Every fault at every file operation; some hours on one core.
+faults: $(VENV)/.test
+	$(BIN)/python tests/faults.py --output benchmarks/results/faults.json
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -13,7 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 import pyrodiff
-from pyrodiff.progress import make_forgiving, say
+from pyrodiff.progress import let_go, make_forgiving, say
 from pyrodiff.settings import FLAGS, ComparisonSettings, EvaluationSettings, FitSettings
 from pyrodiff.signals import Terminated, stoppable
 
@@ -141,7 +141,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where it was terminated (SIGTERM).
     """
     make_forgiving()
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _main(sys.argv[1:] if arguments is None else arguments)
+    finally:
+        let_go()
+
+
+def _main(arguments: Sequence[str]) -> int:
     options = make_parser().parse_args([_underscored(argument) for argument in arguments])
     command = options.command
     try:

@@ -52,7 +52,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def _replaced(path: Path) -> Iterator[tuple[int, Path]]:
     """A new file beside ``path``, its handle and name, which takes ``path``'s place at the end."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
         handle, temporary = _create(path)
         try:

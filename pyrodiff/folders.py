@@ -40,9 +40,11 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is held: whoever waits for it notices, and takes a new one.
-        (folder / _LOCK).unlink(missing_ok=True)
-        lock.release()
+        try:
+            # Removed while it is held: whoever has opened it notices, and takes a new one.
+            (folder / _LOCK).unlink(missing_ok=True)
+        finally:
+            lock.release()
 
 
 def check_free(folder: Path, what: str) -> None:

@@ -5,6 +5,7 @@ others ``?``), be closed, or lie on a full disk.
 """
 
 import contextlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["console", "make_forgiving", "progress_bar", "say"]
+__all__ = ["console", "let_go", "make_forgiving", "progress_bar", "say"]
 
 _PLAIN = str.maketrans({"±": "+/-", "−": "-", "…": "...", "·": "*", "→": "->", "\u00a0": " "})
 
@@ -74,8 +75,19 @@ def console() -> "Console":
 def make_forgiving() -> None:
     """Let no character fail on this process's output, whoever writes it (help, other libraries)."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+        with contextlib.suppress(AttributeError, ValueError):  # none, or closed
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def let_go() -> None:
+    """Print what is left, or drop it where nobody reads any more, before the interpreter ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except (AttributeError, ValueError):  # none, or closed
+            pass
 
 
 def progress_bar(quiet: bool = False) -> "Progress":

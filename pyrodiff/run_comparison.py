@@ -82,6 +82,8 @@ def compare(
     noise = repeat_seeds(evaluation.seed, repeats)
     for run, config in zip(runs, configs, strict=True):
         run_folder.say_if_unsealed(run, config)
+        if not settings.saved:
+            serialization.read_weights(Path(run) / "model.safetensors")  # sound, or refused
     with locked(folder):
         report_folder.check(page)
         report_folder.claim(folder, _names(names, repeats, settings.saved))

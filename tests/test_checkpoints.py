@@ -129,7 +129,7 @@ def test_killed_at_any_file_operation(
 
         return act
 
-    for last in range(8, 16):  # all of the second validation
+    for last in (9, 13, *range(16, 24)):  # the last validation, whose model is the best, and before
         folder = tmp_path / str(last)
         with monkeypatch.context() as patch, pytest.raises(Killed):
             operations(patch, kill(last))
@@ -397,7 +397,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (folder / "checkpoints" / "last.ckpt").is_file():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
@@ -414,7 +414,7 @@ def test_fit_says_how_to_go_on_after_a_signal(
     process = start(tmp_path / "run")
     try:
         process.send_signal(number)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == status

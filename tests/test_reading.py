@@ -372,11 +372,10 @@ def test_a_broken_tiff(tmp_path: Path) -> None:
         Image.new("L", (4, 4), i).save(tmp_path / f"{i}.tif")
     content = bytearray((tmp_path / "7.tif").read_bytes())
     (start,) = struct.unpack("<I", content[4:8])
-    (count,) = struct.unpack("<H", content[start : start + 2])
-    for entry in range(start + 2, start + 2 + 12 * count, 12):
-        if struct.unpack("<H", content[entry : entry + 2])[0] == 256:  # the width, as text
-            content[entry + 2 : entry + 4] = struct.pack("<H", 2)
+    content[start + 64] = 2  # the type of the sixth field, now text
     (tmp_path / "7.tif").write_bytes(content)
+    with pytest.raises(TypeError), Image.open(tmp_path / "7.tif") as image:
+        np.asarray(image)
     with pytest.raises(ValueError, match="an image that is whole; got .*7.tif"):
         data.load(tmp_path)
 

@@ -178,6 +178,20 @@ def test_truncated_weights_are_refused(saved: Path, keep: int) -> None:
         ReverseChain.load(saved)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_one_bit_of_the_weights_is_refused(saved: Path, share: float) -> None:
+    """Of a value, wherever it is; files without a checksum are read as they are."""
+    weights = saved / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")  # of the values
+    content[start + int(share * (len(content) - start))] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"Expected .*model\.safetensors as it was written.*"):
+        ReverseChain.load(saved)
+    save_file(load_file(weights), weights)
+    ReverseChain.load(saved)
+
+
 def test_weights_that_do_not_fit_are_refused(saved: Path) -> None:
     file = saved / "model.safetensors"
     weights = load_file(file)

@@ -457,7 +457,7 @@ def test_resume_after_kill_is_exact(uninterrupted: Path, tmp_path: Path) -> None
         stderr=subprocess.DEVNULL,
     )
     metrics, last = folder / "metrics.csv", folder / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     try:
         while not (last.is_file() and metrics.is_file()):
             assert process.poll() is None and time.monotonic() < deadline
@@ -470,7 +470,7 @@ def test_resume_after_kill_is_exact(uninterrupted: Path, tmp_path: Path) -> None
     expected, found = rows(uninterrupted), rows(folder)
     assert len(found) == len(expected) == 3
     for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other, rel=1e-5)
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-6, nan_ok=True)
     weights, other = (load_file(run / "model.safetensors") for run in (folder, uninterrupted))
     assert weights.keys() == other.keys()
     for name, value in weights.items():
