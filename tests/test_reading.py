@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -328,6 +330,18 @@ def test_results_that_lie(result: Path, change: Any, message: str) -> None:
         LogLikelihood.load(result)
 
 
+def test_a_heap_without_end(result: Path) -> None:
+    """HDF5 would look for the next string for ever."""
+    content = bytearray(result.read_bytes()[: -netcdf._END])
+    place = content.index(b"GCOL") + 16
+    while content[place : place + 2] != b"\0\0":
+        place += 16 + (int.from_bytes(content[place + 8 : place + 16], "little") + 7) // 8 * 8
+    content[place + 8 : place + 16] = bytes(8)  # the size of what is free
+    result.write_bytes(content)
+    with pytest.raises(ValueError, match="a heap of strings that is damaged"):
+        LogLikelihood.load(result)
+
+
 def test_a_truncated_result(result: Path) -> None:
     result.write_bytes(result.read_bytes()[:3000])
     with pytest.raises(ValueError, match="Expected a whole netCDF file in .*evaluation.nc; got"):
@@ -453,6 +467,37 @@ def test_data_sets_are_finite(what: str, bad: float) -> None:
     parts = dict.fromkeys(("train_context", "validation_context", "test_context"), context)
     with pytest.raises(ValueError, match=f"Expected finite {what}; got NaN or infinity in row 2"):
         DataSet("x", x, x, x, transform, **parts)
+
+
+def test_a_single_value_is_no_context(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=table(0), y=np.array(1.0))
+    with pytest.raises(ValueError, match="rows of context as of data .40.; got a single value"):
+        data.load(tmp_path / "a.npz", context="y")
+
+
+def test_a_sparse_or_damaged_checkpoint(tmp_path: Path) -> None:
+    from pyrodiff.checkpoints import first_sound, read_checkpoint
+
+    state = {"weight": torch.eye(2)}
+    parts: dict[str, Any] = dict.fromkeys(("averaging_state", "loops", "callbacks"), {})
+    parts |= {"optimizer_states": [], "lr_schedulers": [], "running_loss": 1.0}
+    for name, value in (
+        ("sound.ckpt", state),
+        ("sparse.ckpt", {"weight": torch.eye(2).to_sparse()}),
+    ):
+        checkpoint = parts | {"state_dict": value, "current_model_state": value}
+        torch.save(checkpoint, tmp_path / name)
+    assert first_sound(tmp_path, ("sound.ckpt",), state) == tmp_path / "sound.ckpt"
+    with pytest.raises(ValueError, match=r"'weight': expected \(2, 2\); got None"):
+        first_sound(tmp_path, ("sparse.ckpt",), state)
+    content = (tmp_path / "sound.ckpt").read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "cut.ckpt", "w") as archive:
+        for name, block in members.items():  # an instruction without its four bytes
+            archive.writestr(name, b"\x80\x02J\x01" if name.endswith(".pkl") else block)
+    with pytest.raises(ValueError, match="tensors and plain values in .*cut.ckpt"):
+        read_checkpoint(tmp_path / "cut.ckpt")
 
 
 def test_levels_have_a_largest_number(tmp_path: Path) -> None:

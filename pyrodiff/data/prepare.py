@@ -224,10 +224,10 @@ def _check_rows(events: dict[str, Array], contexts: dict[str, Array] | None) -> 
                 "Expected splits of one event shape, none of it empty; "
                 f"got {first} and {array.shape[1:]}"
             )
-        if contexts is not None and len(contexts[split]) != len(array):
+        if contexts is not None and contexts[split].shape[:1] != (len(array),):
             raise ValueError(
                 f"Expected as many rows of context as of data ({len(array)}); "
-                f"got {len(contexts[split])}"
+                f"got {contexts[split].shape[0] if contexts[split].ndim else 'a single value'}"
             )
 
 
