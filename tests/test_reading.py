@@ -502,7 +502,7 @@ def test_a_sparse_or_damaged_checkpoint(tmp_path: Path) -> None:
 
 def test_levels_have_a_largest_number(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(20).reshape(10, 2))
-    with pytest.raises(ValueError, match="at most 65536; got 1000000000000000"):
+    with pytest.raises(ValueError, match="at most 65536 levels; got 1000000000000000"):
         data.load(tmp_path / "a.npy", levels=10**15)
 
 

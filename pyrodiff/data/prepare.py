@@ -157,8 +157,10 @@ def _default_levels(arrays: dict[str, Array]) -> int | None:
 
 def _check_grid(array: Array, levels: int) -> None:
     """Refuse values that are not integers 0 .. levels - 1."""
-    if not 2 <= levels <= MAX_LEVELS:
-        raise ValueError(f"Expected at least 2 levels and at most {MAX_LEVELS}; got {levels}")
+    if levels < 2:
+        raise ValueError(f"Expected at least 2 levels; got {levels}")
+    if levels > MAX_LEVELS:
+        raise ValueError(f"Expected at most {MAX_LEVELS} levels; got {levels}")
     if not array.size:
         return
     low, high = array.min(), array.max()
