@@ -9,7 +9,11 @@ PROJECT := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 export OMP_NUM_THREADS ?= 1
 
+<<<<<<< HEAD
+.PHONY: demo test lint format type docs bench fuzz clean
+=======
 .PHONY: demo test faults lint format type docs bench clean
+>>>>>>> training
 
 # The fit takes its threads from the machine: one thread is for tests of small networks.
 demo: $(VENV)/.core
@@ -39,6 +43,9 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/steps.py
+
+fuzz: $(VENV)/.test
+	nice $(BIN)/python benchmarks/fuzz.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

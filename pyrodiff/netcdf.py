@@ -20,6 +20,7 @@ __all__ = ["checksummed", "read_netcdf"]
 
 _MARK = b"\npyrodiff sha256 "
 _END = len(_MARK) + 64
+_HEAP = b"GCOL\x01"
 _MAX_ATTRIBUTE = 2**16  # bytes
 
 
@@ -45,9 +46,34 @@ def read_netcdf(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
             f"Expected {path} as it was written; got content that differs from its checksum."
         )
     try:
+        _check_heaps(content)
         return _read(content)
     except Exception as error:  # h5py passes on whatever a damaged file makes HDF5 say
         raise ValueError(f"Expected a whole netCDF file in {path}; got {reason(error)}.") from error
+
+
+def _check_heaps(content: bytes) -> None:
+    """Refuse a damaged heap of strings: HDF5 goes round for ever where an object has no size.
+
+    A heap ("GCOL", version 1, at byte 8 its size) is a row of objects: a number of two bytes, at
+    byte 8 the size, and where the number is not 0 behind these 16 bytes so many, padded to eights.
+    """
+    start = content.find(_HEAP)
+    while start >= 0:
+        end = min(start + _number(content, start + 8), len(content))
+        place = start + 16
+        while place + 16 <= end:
+            size = _number(content, place + 8)
+            if content[place : place + 2] != b"\0\0":
+                size = 16 + (size + 7) // 8 * 8
+            if size < 16 or place + size > end:
+                raise ValueError("a heap of strings that is damaged")
+            place += size
+        start = content.find(_HEAP, start + 1)
+
+
+def _number(content: bytes, place: int) -> int:
+    return int.from_bytes(content[place : place + 8], "little")
 
 
 def _read(content: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -117,6 +117,7 @@ class ResidualMLP(nn.Module):
         super().__init__()
         self.event_shape = _checked_event_shape(event_shape)
         _check_positive(width=width, blocks=blocks)
+        _check_dropout(dropout)
         self.width, self.blocks, self.context_size = width, blocks, context_size
         self.learned_variance, self.fourier = learned_variance, tuple(fourier)
         self.time_scale, self.dropout = time_scale, dropout
@@ -231,6 +232,7 @@ class ResidualConvNet(nn.Module):
         super().__init__()
         self.event_shape = _checked_event_shape(event_shape, axes=3)
         _check_positive(channels=channels, blocks=blocks, heads=heads)
+        _check_dropout(dropout)
         _check_multiple("channels", channels, heads)
         if levels < 0 or levels == 1:
             raise ValueError(f"Expected levels to be 0 or at least 2; got {levels}.")
@@ -326,6 +328,7 @@ class UNet(nn.Module):
         self.attention = None if attention is None else tuple(attention)
         self.head_size, self.norm_groups, self.context_size = head_size, norm_groups, context_size
         self.learned_variance, self.time_scale, self.dropout = learned_variance, time_scale, dropout
+        _check_dropout(dropout)
         attends = self._checked_sizes()
         from diffusers import UNet2DModel  # heavy: only where a U-Net is built
 
@@ -432,6 +435,11 @@ def _check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"Expected {name} to be 1 or more; got {size}.")
+
+
+def _check_dropout(dropout: float) -> None:
+    if not 0 <= dropout < 1:
+        raise ValueError(f"Expected 0 <= dropout < 1; got {dropout}.")
 
 
 def _check_multiple(name: str, value: int, factor: int) -> None:

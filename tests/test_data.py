@@ -25,6 +25,9 @@ from pyrodiff.data import Affine, DataSet, files, load, mixture_parameters
 
 pd = pytest.importorskip("pandas")
 
+# Small tables of integers serve here as any other; test_reading.py looks at the warning.
+pytestmark = pytest.mark.filterwarnings("ignore:Expected continuous values in")
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:

@@ -157,8 +157,10 @@ def _default_levels(arrays: dict[str, Array]) -> int | None:
 
 def _check_grid(array: Array, levels: int) -> None:
     """Refuse values that are not integers 0 .. levels - 1."""
-    if not 2 <= levels <= MAX_LEVELS:
-        raise ValueError(f"Expected at least 2 levels and at most {MAX_LEVELS}; got {levels}")
+    if levels < 2:
+        raise ValueError(f"Expected at least 2 levels; got {levels}")
+    if levels > MAX_LEVELS:
+        raise ValueError(f"Expected at most {MAX_LEVELS} levels; got {levels}")
     if not array.size:
         return
     low, high = array.min(), array.max()
@@ -224,10 +226,10 @@ def _check_rows(events: dict[str, Array], contexts: dict[str, Array] | None) -> 
                 "Expected splits of one event shape, none of it empty; "
                 f"got {first} and {array.shape[1:]}"
             )
-        if contexts is not None and len(contexts[split]) != len(array):
+        if contexts is not None and contexts[split].shape[:1] != (len(array),):
             raise ValueError(
                 f"Expected as many rows of context as of data ({len(array)}); "
-                f"got {len(contexts[split])}"
+                f"got {contexts[split].shape[0] if contexts[split].ndim else 'a single value'}"
             )
 
 
