@@ -9,7 +9,8 @@ With x_T = α_T x_0 + σ_T ε and x_{t−1} = c_0 x_0 + c_t x_t + σ̃_t z drawn
     ρ = σ̃_t²/Σ_θ,   g = c_0 (x_0 − x̂_0(x_t))
 
 so that nothing cancels where the model's transition is close to q's.  E[w] = p_θ(x_0), and
-E[log w] is the variational bound.  Sums over the path are kept in float64.
+E[log w] is the variational bound.  Sums over the path are kept in float64; where a number in one
+is not finite, the path's weight is NaN.
 """
 
 import math
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.denoisers import Prediction
+from pyrodiff.finite import NOTHING_FAILED, failed_at
 from pyrodiff.kernels import Step
 from pyrodiff.likelihood.estimator import Batch
 from pyrodiff.streams import NoiseStreams
@@ -105,14 +107,18 @@ def predict(reverse: ReverseChain, x_t: Tensor, t: int, context: Tensor | None) 
 
 def _path(
     reverse: ReverseChain, x_0: Tensor, context: Tensor | None, streams: NoiseStreams
-) -> Tensor:
-    """log w of one path per row, shape (rows,), in T network calls of all rows."""
+) -> tuple[Tensor, Tensor]:
+    """log w of one path per row, in T network calls of all rows, and where it failed; (rows,)."""
     x, total = first(reverse, x_0, streams.normal(x_0))
+    failed = failed_at(NOTHING_FAILED, reverse.num_steps, total)
     for t in range(reverse.num_steps, 1, -1):
         prediction = predict(reverse, x, t, context)
         x, log_ratio = move(reverse, x, x_0, t, streams.normal(x), prediction)
         total += log_ratio
-    return total + last(reverse, x, x_0, predict(reverse, x, 1, context))
+        failed = failed_at(failed, t, total)
+    total += last(reverse, x, x_0, predict(reverse, x, 1, context))
+    failed = failed_at(failed, 1, total)
+    return total.masked_fill(failed > 0, torch.nan), failed
 
 
 def path_weights(reverse: ReverseChain, batch: Batch, paths: int) -> Tensor:
@@ -120,8 +126,10 @@ def path_weights(reverse: ReverseChain, batch: Batch, paths: int) -> Tensor:
 
     At most ``batch.rows`` paths are held at once, those of one sample or of several.
     """
-    rows = path_rows(batch, paths, reverse.event_shape)
-    return torch.cat([_path(reverse, *call).cpu() for call in rows]).reshape(len(batch), paths)
+    calls = [_path(reverse, *call) for call in path_rows(batch, paths, reverse.event_shape)]
+    log_w, failed = (torch.cat(part).cpu().reshape(-1, paths) for part in zip(*calls, strict=True))
+    batch.failures.add(batch.indices, failed.amax(1))
+    return log_w
 
 
 def path_rows(
