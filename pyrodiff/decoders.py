@@ -342,9 +342,7 @@ def check_finite(x: Tensor, name: str = "data") -> None:
         )
 
 
-def check_data(
-    x_0: object, event_shape: torch.Size, decoder: Decoder, values: bool = True
-) -> None:
+def check_data(x_0: object, event_shape: torch.Size, decoder: Decoder, values: bool = True) -> None:
     """Raise ValueError unless ``x_0`` is finite data (N, *event_shape) for ``decoder``.
 
     With ``values=False`` the shape and the dtype alone are looked at, and so under ``torch.func``.

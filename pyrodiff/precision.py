@@ -22,7 +22,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["chain_dtype", "largest_log_snr", "network_dtype", "with_network_dtype"]
+__all__ = ["call_network", "chain_dtype", "largest_log_snr", "network_dtype"]
 
 _NOISE_LEVELS = 2**8  # of rounding, in the least noise that a dtype carries
 _WITHOUT_FLOAT64 = ("mps",)
@@ -68,6 +68,7 @@ def network_dtype(network: nn.Module, default: torch.dtype) -> torch.dtype:
     return default
 
 
-def with_network_dtype(network: nn.Module, *inputs: Tensor) -> list[Tensor]:
-    """The inputs in the network's dtype."""
-    return [value.to(network_dtype(network, value.dtype)) for value in inputs]
+def call_network(network: nn.Module, x: Tensor) -> Tensor:
+    """``network(x)``, its input and output cast to and from the network's own dtype."""
+    output: Tensor = network(x.to(network_dtype(network, x.dtype)))
+    return output.to(x.dtype)

@@ -31,10 +31,18 @@ __all__ = ["Move", "first", "last", "move", "path_rows", "path_weights", "predic
 
 
 class Move(NamedTuple):
-    """A draw from q and its log p_θ/q, nats, float64, shape (rows,)."""
+    """A draw from q and its log p_θ/q, nats, float64, shape (rows,).
+
+    It is NaN, never ±∞, where the model's numbers are not finite.
+    """
 
     x: Tensor
     log_ratio: Tensor
+
+
+def _finite_or_nan(log_ratio: Tensor) -> Tensor:
+    """−∞ would be a weight of 0, which a mean of weights takes without a word."""
+    return torch.where(log_ratio.isfinite(), log_ratio, torch.nan)
 
 
 def _axes(x: Tensor) -> tuple[int, ...]:
@@ -69,13 +77,13 @@ def move(
     x = torch.add(shift, x_0, alpha=float(step.c_0)).add_(x_t, alpha=float(step.c_t))
     gap = x_0 - prediction.x0_hat
     if not reverse.variance.learned:
-        return Move(x, _fixed_log_ratio(reverse, gap, step, shift))
+        return Move(x, _finite_or_nan(_fixed_log_ratio(reverse, gap, step, shift)))
     wide = reverse.forward_chain.step(t, x_t, len(reverse.event_shape))
     log_variance = reverse.variance.log_variance(wide, prediction.raw_variance)
     log_rho, gap = wide.log_small - log_variance, gap * wide.c_0
     each = 0.5 * (log_rho - torch.expm1(log_rho) * noise.square())
     each -= gap * torch.add(shift, gap, alpha=0.5) * (-log_variance).exp()
-    return Move(x, each.sum(_axes(x)).double())
+    return Move(x, _finite_or_nan(each.sum(_axes(x)).double()))
 
 
 def _fixed_log_ratio(reverse: ReverseChain, gap: Tensor, step: Step, shift: Tensor) -> Tensor:
@@ -92,11 +100,11 @@ def _fixed_log_ratio(reverse: ReverseChain, gap: Tensor, step: Step, shift: Tens
 
 
 def last(reverse: ReverseChain, x_1: Tensor, x_0: Tensor, prediction: Prediction) -> Tensor:
-    """log p_θ(x_0 | x_1), nats, float64, shape (rows,)."""
+    """log p_θ(x_0 | x_1), nats, float64, shape (rows,); NaN where it is not finite."""
     step = reverse.forward_chain.step(1, x_1, len(reverse.event_shape))
     log_variance = reverse.variance.log_variance(step, prediction.raw_variance)
     law = reverse.decoder.distribution(x_1, prediction.x0_hat, log_variance, step)
-    return law.log_prob(x_0).sum(_axes(x_1)).double()
+    return _finite_or_nan(law.log_prob(x_0).sum(_axes(x_1)).double())
 
 
 def predict(reverse: ReverseChain, x_t: Tensor, t: int, context: Tensor | None) -> Prediction:

@@ -11,7 +11,7 @@ the decoder explains without the network is computed, not drawn.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -202,7 +202,7 @@ class _Scorer:
         batch, context = self.batch, self.batch.context
         indices = [batch.indices[i] for i in some.tolist()]
         context = None if context is None else context[some]
-        part = Batch(batch.x_0[some], context, indices, batch.seed, batch.rows)
+        part = replace(batch, x_0=batch.x_0[some], context=context, indices=indices)
         return _Scorer(self.reverse, part, self.pilot)
 
     def score(self, layout: Layout, path: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -254,6 +254,7 @@ class _Scorer:
             part = noise[:, some].flatten(0, 1)
             terms = unchecked_term(self.reverse, x_0, t[:, some].flatten(), part, context)
             result[:, some] = terms.double().cpu().reshape(len(batch), repeats)
+        batch.failures.add_terms(batch.indices, t, result)
         return result
 
 
