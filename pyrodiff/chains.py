@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from pyrodiff import kernels, serialization
-from pyrodiff.decoders import Decoder, GaussianDecoder, check_data, check_finite
+from pyrodiff.decoders import Decoder, GaussianDecoder, check_data, check_finite, check_tensor
 from pyrodiff.denoisers import Denoiser, Prediction
 from pyrodiff.finite import NOTHING_FAILED, Failures, failed_at
 from pyrodiff.kernels import Step
@@ -157,6 +157,7 @@ class ForwardChain(PyroModule):
         Its own, float32 at least, and float64 where λ_1 is more than float32 carries, or where
         ``exact`` and the device has float64.
         """
+        check_tensor(x_0)
         first = float(self.log_snr[0])
         return x_0.to(chain_dtype(x_0.dtype, x_0.device, first, exact))
 

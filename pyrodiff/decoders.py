@@ -32,6 +32,7 @@ __all__ = [
     "GaussianDecoder",
     "check_data",
     "check_finite",
+    "check_tensor",
     "has_values",
 ]
 
@@ -342,6 +343,15 @@ def check_finite(x: Tensor, name: str = "data") -> None:
         )
 
 
+def check_tensor(x_0: object) -> None:
+    """Raise TypeError unless ``x_0`` is a tensor."""
+    if not isinstance(x_0, Tensor):
+        raise TypeError(
+            f"Expected data as a torch.Tensor; got {type(x_0).__name__}. "
+            "torch.as_tensor(x_0, dtype=torch.float32) makes one of an array or a list."
+        )
+
+
 def check_data(x_0: object, event_shape: torch.Size, decoder: Decoder, values: bool = True) -> None:
     """Raise ValueError unless ``x_0`` is finite data (N, *event_shape) for ``decoder``.
 
@@ -351,11 +361,8 @@ def check_data(x_0: object, event_shape: torch.Size, decoder: Decoder, values: b
         TypeError: anything but a tensor.
         ValueError: see above.
     """
-    if not isinstance(x_0, Tensor):
-        raise TypeError(
-            f"Expected data as a torch.Tensor; got {type(x_0).__name__}. "
-            "torch.as_tensor(x_0, dtype=torch.float32) makes one of an array or a list."
-        )
+    check_tensor(x_0)
+    assert isinstance(x_0, Tensor)
     if x_0.dim() != 1 + len(event_shape) or x_0.shape[1:] != event_shape:
         raise ValueError(
             f"Expected data of shape (N, {', '.join(map(str, event_shape))}); "
