@@ -91,26 +91,30 @@ class ForwardChain(PyroModule):
             raise ValueError(f"Expected order to be one of {_ORDERS}; got {order!r}.")
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
             raise ValueError(f"Expected num_steps to be an integer >= 1; got {num_steps!r}.")
-        log_snr = schedule.table(num_steps)
+        self.schedule = schedule
+        self.num_steps = num_steps
+        self.order = order
+        with torch.inference_mode(False):  # a chain made in inference mode must serve training, too
+            self._tabulate(schedule.table(num_steps))
+
+    def _tabulate(self, log_snr: Tensor) -> None:
+        """Check λ_1 … λ_T and keep what is computed from them."""
         if not bool(log_snr.isfinite().all()) or not bool((log_snr.diff() < 0).all()):
             raise ValueError(
                 "Expected a schedule whose log-SNR is finite and strictly decreasing over its "
-                f"{num_steps} steps; got {log_snr.tolist()[:4]}…{log_snr.tolist()[-2:]}."
+                f"{self.num_steps} steps; got {log_snr.tolist()[:4]}…{log_snr.tolist()[-2:]}."
             )
         if float(log_snr[0]) > largest_log_snr(torch.float64):
             raise ValueError(
                 f"Expected log-SNRs of at most {largest_log_snr(torch.float64):.1f}, what float64 "
                 f"carries; got {float(log_snr[0]):g} at t = 1."
             )
-        self.schedule = schedule
-        self.num_steps = num_steps
-        self.order = order
         # Plain attributes, not buffers: `module.half()` must not touch float64 log-SNRs.
         self.log_snr: Float[Tensor, " T"] = log_snr
         self._steps = kernels.steps(log_snr)
         self._cast_steps: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
         self._scalar_steps: dict[tuple[torch.dtype, torch.device, int], Step] = {}
-        self._indices = torch.arange(num_steps + 1).unbind()
+        self._indices = torch.arange(self.num_steps + 1).unbind()
         alpha, sigma = kernels.marginal_coefficients(log_snr[-1:])
         zero = torch.zeros_like(sigma)
         self._prior = (

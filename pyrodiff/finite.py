@@ -38,6 +38,9 @@ class Failures:
     def __len__(self) -> int:
         return len(self._steps)
 
+    def __contains__(self, index: int) -> bool:
+        return index in self._steps
+
     def add(self, indices: Sequence[int], steps: Tensor) -> None:
         """Note samples by the step at which they failed, (n,); 0 is no failure."""
         for row in steps.nonzero().flatten().tolist():

@@ -54,9 +54,9 @@ class Batch:
 
 
 def without_failures(result: LogLikelihood, batch: Batch) -> LogLikelihood:
-    """The batch's result with NaN for every value that is not finite, which are noted."""
+    """The batch's result with NaN for every value that is not finite or whose sample failed."""
     batch.failures.add_values(batch.indices, result.value)
-    lost = ~result.value.isfinite()
+    lost = torch.tensor([index in batch.failures for index in batch.indices])
     return replace(
         result,
         value=result.value.masked_fill(lost, torch.nan),

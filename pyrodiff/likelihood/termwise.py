@@ -147,6 +147,7 @@ def _budgets(
 
     dof = freedom.numpy().clip(1.0)
     cautious = variance * torch.as_tensor(dof / stats.chi2.ppf(_CAUTION, dof))
+    cautious = cautious.nan_to_num(nan=0.0, posinf=0.0)  # such a sample has failed: no calls for it
     wanted = (cautious * first / target**2).clamp(min=max(8, first))
     power = (wanted.log() / math.log(_GRID) - 1e-9).ceil()
     return (_GRID**power).round().clamp(max=_MOST * num_steps).long()
