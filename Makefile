@@ -9,7 +9,7 @@ PROJECT := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format type docs bench clean
+.PHONY: demo test test-plain lint format type docs bench clean
 
 # The fit takes its threads from the machine: one thread is for tests of small networks.
 demo: $(VENV)/.core
@@ -17,6 +17,10 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
+
+# The tests of numbers in the arithmetic of a plain processor, without its vector instructions.
+test-plain: $(VENV)/.test
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 -m numeric
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.decoders import CategoricalDecoder
-from pyrodiff.denoisers import DataDenoiser
+from pyrodiff.denoisers import DataDenoiser, NoiseDenoiser
 from pyrodiff.likelihood import (
     PathBound,
     ProbabilityFlow,
@@ -158,7 +158,7 @@ def test_what_inference_mode_leaves_behind_can_be_trained_with(
         def forward(self, x: Tensor, time: Tensor) -> Tensor:
             return self.scale * x
 
-    reverse = ReverseChain(DataDenoiser(Scale()), forward, (2,), decoder=decoder)
+    reverse = ReverseChain(NoiseDenoiser(Scale()), forward, (2,), decoder=decoder)
     with torch.inference_mode():
         reverse.sample(3)
         PathBound(1).estimate(reverse, x_0)
