@@ -38,7 +38,7 @@ from pyrodiff.likelihood.pilot import Pilot
 from pyrodiff.likelihood.twists import DenoisedTwist
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.objectives import HybridLoss, NoiseLoss, Objective, VariationalBound, variational_term
-from pyrodiff.oracles import Gaussian, GaussianMixture, linear_bound
+from pyrodiff.oracles import Gaussian, GaussianMixture, GridOracle, linear_bound
 from pyrodiff.precision import chain_dtype, largest_log_snr, network_dtype
 from pyrodiff.schedules import BetaSchedule, LogSNRSchedule
 from pyrodiff.vae import VAE
@@ -357,6 +357,15 @@ def test_dequantizers_and_autoencoders_have_a_precision_of_their_own() -> None:
     for dtype in (BF16, F64):
         vae = VAE((3,), latent_size=2, hidden=(8,)).to(dtype)
         assert bool(vae.bound(data()).value.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+def test_exact_answers_on_a_grid_are_those_of_the_rounding_network(dtype: torch.dtype) -> None:
+    values = []
+    for network in (mlp(dtype, 1), Rounding(mlp(dtype, 1), dtype)):
+        reverse = ReverseChain(DataDenoiser(network), ForwardChain(LogSNRSchedule(4, -6), 8), (1,))
+        values.append(GridOracle(reverse, -8.0, 8.0, 2000).log_prob(data(1)))
+    torch.testing.assert_close(*values, rtol=1e-9, atol=1e-9)
 
 
 # -- what is no tensor ---------------------------------------------------------------------------
