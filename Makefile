@@ -9,11 +9,7 @@ PROJECT := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 export OMP_NUM_THREADS ?= 1
 
-<<<<<<< HEAD
-.PHONY: demo test lint format type docs bench fuzz clean
-=======
-.PHONY: demo test faults lint format type docs bench clean
->>>>>>> training
+.PHONY: demo test test-plain faults fuzz lint format type docs bench clean
 
 # The fit takes its threads from the machine: one thread is for tests of small networks.
 demo: $(VENV)/.core
@@ -25,6 +21,10 @@ test: $(VENV)/.test
 # Every fault at every file operation; some hours on one core.
 faults: $(VENV)/.test
 	$(BIN)/python tests/faults.py --output benchmarks/results/faults.json
+
+# The tests of numbers in the arithmetic of a plain processor, without its vector instructions.
+test-plain: $(VENV)/.test
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 -m numeric
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -29,10 +29,12 @@ from typing_extensions import Self
 
 from pyrodiff import kernels, serialization
 from pyrodiff.checks import short
-from pyrodiff.decoders import Decoder, GaussianDecoder, check_data
+from pyrodiff.decoders import Decoder, GaussianDecoder, check_data, check_finite, check_tensor
 from pyrodiff.denoisers import Denoiser, Prediction
 from pyrodiff.descriptions import build_parts
+from pyrodiff.finite import NOTHING_FAILED, Failures, failed_at
 from pyrodiff.kernels import Step
+from pyrodiff.precision import chain_dtype, largest_log_snr
 from pyrodiff.schedules import Schedule
 from pyrodiff.streams import NoiseStreams
 from pyrodiff.variances import FixedLarge, Variance
@@ -90,7 +92,7 @@ class ForwardChain(PyroModule):
 
     Raises:
         ValueError: ``num_steps`` < 1, an unknown order, or a schedule whose λ_1 … λ_T is not
-            finite and strictly decreasing.
+            finite and strictly decreasing, or larger than float64 carries.
 
     Examples:
         >>> from pyro import poutine
@@ -106,21 +108,30 @@ class ForwardChain(PyroModule):
             raise ValueError(f"Expected order to be one of {_ORDERS}; got {order!r}.")
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
             raise ValueError(f"Expected num_steps to be an integer >= 1; got {num_steps!r}.")
-        log_snr = schedule.table(num_steps)
-        if not bool(log_snr.isfinite().all()) or not bool((log_snr.diff() < 0).all()):
-            raise ValueError(
-                "Expected a schedule whose log-SNR is finite and strictly decreasing over its "
-                f"{num_steps} steps; got {log_snr.tolist()[:4]}…{log_snr.tolist()[-2:]}."
-            )
         self.schedule = schedule
         self.num_steps = num_steps
         self.order = order
+        with torch.inference_mode(False):  # a chain made in inference mode must serve training, too
+            self._tabulate(schedule.table(num_steps))
+
+    def _tabulate(self, log_snr: Tensor) -> None:
+        """Check λ_1 … λ_T and keep what is computed from them."""
+        if not bool(log_snr.isfinite().all()) or not bool((log_snr.diff() < 0).all()):
+            raise ValueError(
+                "Expected a schedule whose log-SNR is finite and strictly decreasing over its "
+                f"{self.num_steps} steps; got {log_snr.tolist()[:4]}…{log_snr.tolist()[-2:]}."
+            )
+        if float(log_snr[0]) > largest_log_snr(torch.float64):
+            raise ValueError(
+                f"Expected log-SNRs of at most {largest_log_snr(torch.float64):.1f}, what float64 "
+                f"carries; got {float(log_snr[0]):g} at t = 1."
+            )
         # Plain attributes, not buffers: `module.half()` must not touch float64 log-SNRs.
         self.log_snr: Float[Tensor, " T"] = log_snr
         self._steps = kernels.steps(log_snr)
         self._cast_steps: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
         self._scalar_steps: dict[tuple[torch.dtype, torch.device, int], Step] = {}
-        self._indices = torch.arange(num_steps + 1).unbind()
+        self._indices = torch.arange(self.num_steps + 1).unbind()
         alpha, sigma = kernels.marginal_coefficients(log_snr[-1:])
         zero = torch.zeros_like(sigma)
         self._prior = (
@@ -134,7 +145,8 @@ class ForwardChain(PyroModule):
         if isinstance(t, int):
             key = (x.dtype, x.device, t)
             if key not in self._scalar_steps:
-                self._scalar_steps[key] = self._step(self._indices[t], x, event_dim)
+                with torch.inference_mode(False):  # what is kept must serve training, too
+                    self._scalar_steps[key] = self._step(self._indices[t], x, event_dim)
             return self._scalar_steps[key]
         return self._step(t, x, event_dim)
 
@@ -147,10 +159,11 @@ class ForwardChain(PyroModule):
         if key not in self._cast_steps:
             # The network reads λ as its time, which half precision would round.
             wide = torch.promote_types(x.dtype, torch.float32)
-            self._cast_steps[key] = (
-                self.log_snr.to(wide).to(x.device),
-                self._steps.to(x.dtype).to(x.device),
-            )
+            with torch.inference_mode(False):
+                self._cast_steps[key] = (
+                    self.log_snr.to(wide).to(x.device),
+                    self._steps.to(x.dtype).to(x.device),
+                )
         log_snr, steps = self._cast_steps[key]
         index = (t - 1).to(x.device)
         time, values = log_snr[index], steps[:, index]
@@ -158,6 +171,16 @@ class ForwardChain(PyroModule):
             axes = (..., *(None,) * event_dim)
             time, values = time[axes], values[axes]
         return Step(time, *values.unbind()[1:])
+
+    def carry(self, x_0: Tensor, exact: bool = False) -> Tensor:
+        """x_0 in the dtype that the chain computes in (see ``pyrodiff.precision``).
+
+        Its own, float32 at least, and float64 where λ_1 is more than float32 carries, or where
+        ``exact`` and the device has float64.
+        """
+        check_tensor(x_0)
+        first = float(self.log_snr[0])
+        return x_0.to(chain_dtype(x_0.dtype, x_0.device, first, exact))
 
     def marginal(self, x_0: Tensor, t: int) -> dist.Independent:
         """q(x_t | x_0), x_0 of shape (N, *event_shape)."""
@@ -180,6 +203,7 @@ class ForwardChain(PyroModule):
         ``context`` is taken, as Pyro hands model and guide the same arguments, and not used:
         q knows nothing but x_0.  Returns the last site visited.
         """
+        x_0 = self.carry(x_0)
         with pyro.plate("data", len(x_0), dim=-1):
             if self.order == "noising":
                 return self._noising_sites(x_0)
@@ -346,7 +370,7 @@ class ReverseChain(PyroModule):
         """
         if x_0 is not None:
             self.check_data(x_0, context)
-            num_samples = len(x_0)
+            x_0, num_samples = self.forward_chain.carry(x_0), len(x_0)
         else:
             num_samples = _count_samples(num_samples, context)
         like = self._reference() if x_0 is None else x_0
@@ -371,18 +395,23 @@ class ReverseChain(PyroModule):
     def check_data(self, x_0: Tensor, context: Tensor | None = None, values: bool = True) -> None:
         """Raise ValueError unless ``x_0`` is finite data (N, *event_shape) for this decoder.
 
-        With ``values=False`` the shapes and the dtype alone are looked at.
+        Contexts must be one per sample, and finite.  With ``values=False`` the shapes and the
+        dtype alone are looked at.  Anything but a tensor is a TypeError.
         """
-        if context is not None and len(context) != len(x_0):
-            raise ValueError(f"Expected {len(x_0)} contexts, one per sample; got {len(context)}.")
         check_data(x_0, self.event_shape, self.decoder, values)
+        if context is None:
+            return
+        if len(context) != len(x_0):
+            raise ValueError(f"Expected {len(x_0)} contexts, one per sample; got {len(context)}.")
+        if values:
+            check_finite(context, "contexts")
 
     def _reference(self) -> Tensor:
-        """A tensor with the dtype and device that the network computes in."""
+        """A tensor with the dtype and device that samples are drawn in."""
         for tensor in itertools.chain(self.parameters(), self.buffers()):
             if tensor.dtype.is_floating_point:
-                return tensor.detach()
-        return torch.empty(())
+                return self.forward_chain.carry(tensor.detach().new_empty(()))
+        return self.forward_chain.carry(torch.empty(()))
 
     # -- sampling ------------------------------------------------------------------------------
 
@@ -409,23 +438,41 @@ class ReverseChain(PyroModule):
             trajectory: return x_0, x_1, …, x_T stacked, shape (T + 1, N, *event_shape).
 
         Returns:
-            x_0 of shape (N, *event_shape), or the trajectory.
+            x_0 of shape (N, *event_shape), or the trajectory, float32 at least.
+
+        Warns:
+            UserWarning: a network that returned NaN or infinity: such samples are NaN.
         """
         num_samples = _count_samples(num_samples, context)
+        if context is not None:
+            check_finite(context, "contexts")
         if batch_size < 1:
             raise ValueError(f"Expected batch_size >= 1; got {batch_size}.")
         if seed is None:
             seed = int(torch.randint(2**31, ()))
-        parts = []
+        parts, failures = [], Failures()
         for start in range(0, num_samples, batch_size):
             indices = range(start, min(start + batch_size, num_samples))
             part = context if context is None else context[indices.start : indices.stop]
-            states = self._ancestral(NoiseStreams(seed, indices, self.event_shape), part)
-            kept = deque(states, maxlen=None if trajectory else 1)
-            kept.reverse()
-            parts.append(torch.stack(list(kept)))
+            streams = NoiseStreams(seed, indices, self.event_shape)
+            states, failed = self._sample(streams, part, trajectory)
+            parts.append(states)
+            failures.add(indices, failed)
+        failures.warn(num_samples, "They are NaN.")
         samples = torch.cat(parts, dim=1)
         return samples if trajectory else samples[0]
+
+    def _sample(
+        self, streams: NoiseStreams, context: Tensor | None, trajectory: bool
+    ) -> tuple[Tensor, Tensor]:
+        """x_0, or x_0 … x_T, stacked, NaN from the step on at which a sample failed, and that."""
+        states: deque[Tensor] = deque(maxlen=None if trajectory else 1)
+        failed, steps = NOTHING_FAILED, range(self.num_steps + 1, 0, -1)
+        for t, x in zip(steps, self._ancestral(streams, context), strict=True):
+            failed = failed_at(failed, t, x)  # x_{t−1}
+            lost = (failed > 0).reshape(-1, *(1 for _ in self.event_shape))
+            states.appendleft(x.masked_fill(lost, torch.nan))
+        return torch.stack(list(states)), failed
 
     def _ancestral(self, streams: NoiseStreams, context: Tensor | None) -> Iterator[Tensor]:
         """x_T, …, x_1, x_0 in turn."""

@@ -31,6 +31,9 @@ __all__ = [
     "DiscretizedGaussianDecoder",
     "GaussianDecoder",
     "check_data",
+    "check_finite",
+    "check_tensor",
+    "has_values",
 ]
 
 _Shape = torch.Size | list[int] | tuple[int, ...]
@@ -293,7 +296,8 @@ class CategoricalDecoder(Decoder):
     @cached_property
     def values(self) -> Tensor:
         """The levels, shape (levels,), float64."""
-        return torch.linspace(self.low, self.high, self.levels, dtype=torch.float64)
+        with torch.inference_mode(False):  # they are kept, and must serve training, too
+            return torch.linspace(self.low, self.high, self.levels, dtype=torch.float64)
 
     def distribution(
         self, x_1: Tensor, x0_hat: Tensor, log_variance: Tensor, step: Step
@@ -321,11 +325,44 @@ class CategoricalDecoder(Decoder):
             )
 
 
-def check_data(x_0: Tensor, event_shape: torch.Size, decoder: Decoder, values: bool = True) -> None:
+def has_values(x: Tensor) -> bool:
+    """Whether numbers can be looked at: not where ``torch.func`` has a tensor stand for many."""
+    return len(x) > 0 and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def check_finite(x: Tensor, name: str = "data") -> None:
+    """Raise ValueError unless all numbers are finite; names the first row that has others."""
+    if not has_values(x) or not (x.is_floating_point() or x.is_complex()):
+        return
+    good = x.detach().isfinite().flatten(1).all(1) if x.dim() > 1 else x.detach().isfinite()
+    if not bool(good.all()):
+        bad = (~good).nonzero().flatten()
+        raise ValueError(
+            f"Expected finite {name}; got NaN or infinity in {len(bad)} of {len(x)} samples, "
+            f"the first at index {int(bad[0])}."
+        )
+
+
+def check_tensor(x_0: object) -> None:
+    """Raise TypeError unless ``x_0`` is a tensor."""
+    if not isinstance(x_0, Tensor):
+        raise TypeError(
+            f"Expected data as a torch.Tensor; got {type(x_0).__name__}. "
+            "torch.as_tensor(x_0, dtype=torch.float32) makes one of an array or a list."
+        )
+
+
+def check_data(x_0: object, event_shape: torch.Size, decoder: Decoder, values: bool = True) -> None:
     """Raise ValueError unless ``x_0`` is finite data (N, *event_shape) for ``decoder``.
 
-    With ``values=False`` the shape and the dtype alone are looked at.
+    With ``values=False`` the shape and the dtype alone are looked at, and so under ``torch.func``.
+
+    Raises:
+        TypeError: anything but a tensor.
+        ValueError: see above.
     """
+    check_tensor(x_0)
+    assert isinstance(x_0, Tensor)
     if x_0.dim() != 1 + len(event_shape) or x_0.shape[1:] != event_shape:
         raise ValueError(
             f"Expected data of shape (N, {', '.join(map(str, event_shape))}); "
@@ -333,12 +370,8 @@ def check_data(x_0: Tensor, event_shape: torch.Size, decoder: Decoder, values: b
         )
     if not x_0.dtype.is_floating_point:
         raise ValueError(f"Expected floating-point data; got {x_0.dtype}.")
-    if not values or len(x_0) == 0:
+    if not values or not has_values(x_0):
         return
     if not all(math.isfinite(v) for v in x_0.detach().aminmax()):
-        bad = (~x_0.isfinite()).flatten(1).any(1).nonzero().flatten()
-        raise ValueError(
-            f"Expected finite data; got NaN or infinity in {len(bad)} of {len(x_0)} samples, "
-            f"the first at index {int(bad[0])}."
-        )
+        check_finite(x_0)
     decoder.check(x_0)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyrodiff.kernels import Step
+from pyrodiff.precision import network_dtype
 
 __all__ = [
     "DataDenoiser",
@@ -44,7 +45,8 @@ class Denoiser(nn.Module, ABC):
     Args:
         network: called as ``network(x, time)`` or ``network(x, time, context)`` with x of shape
             (N, *event_shape) and time of shape (N,); returns (N, *event_shape), or the first
-            event axis doubled for a learned variance (the second half is the variance's).
+            event axis doubled for a learned variance (the second half is the variance's).  Input
+            and output have the dtype of its parameters, whatever the chain computes in.
         time: what the network is told of t: ``"log_snr"``, λ_t, or ``"timestep"``, t − 1 counted
             from 0 as published DDPM weights expect.  At least float32 in either case.
         clip: bounds (low, high) for x̂_0, the same in the bound and in the sampler; None, the
@@ -87,15 +89,20 @@ class Denoiser(nn.Module, ABC):
             x_t: shape (N, *event_shape).
             t: step indices 1 … T, shape () or (N,).
             step: the chain's coefficients there, broadcastable to ``x_t``.
-            context: shape (N, …) or None.
+            context: shape (N, …) or None; floating-point ones come in the network's dtype or, where
+                they are not in it already, at least in float32.
             learned_variance: whether the output carries a second half for the variance.
 
         Raises:
             ValueError: the network's output has another shape than the one expected.
         """
-        time = self._time(x_t, t, step)
-        arguments = (x_t, time) if context is None else (x_t, time, context)
-        output = self.network(*arguments)
+        dtype = network_dtype(self.network, x_t.dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        arguments = [x_t.to(dtype), self._time(x_t, t, step, wide)]
+        if context is not None:
+            foreign = context.is_floating_point() and context.dtype != dtype
+            arguments.append(context.to(wide) if foreign else context)
+        output = self.network(*arguments).to(x_t.dtype)
         expected = list(x_t.shape)
         expected[1] *= 2 if learned_variance else 1
         if list(output.shape) != expected:
@@ -112,8 +119,7 @@ class Denoiser(nn.Module, ABC):
             x0_hat = x0_hat.clamp(*self.clip)
         return Prediction(x0_hat, raw)
 
-    def _time(self, x_t: Tensor, t: Tensor, step: Step) -> Tensor:
-        dtype = torch.promote_types(x_t.dtype, torch.float32)
+    def _time(self, x_t: Tensor, t: Tensor, step: Step, dtype: torch.dtype) -> Tensor:
         value = step.log_snr.reshape(-1) if self.time == "log_snr" else t.reshape(-1) - 1
         return value.to(x_t.device, dtype).expand(len(x_t))
 

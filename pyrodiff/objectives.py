@@ -28,6 +28,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyrodiff.chains import ForwardChain, ReverseChain
+from pyrodiff.decoders import has_values
 from pyrodiff.denoisers import Prediction
 from pyrodiff.kernels import Step, gaussian_kl
 from pyrodiff.timesteps import LowDiscrepancyTimesteps, Timesteps, UniformTimesteps
@@ -90,14 +91,19 @@ def _variational_term(visit: _Visit, stop_mean: bool = False) -> Tensor:
     log_variance = reverse.variance.log_variance(step, raw)
     difference = visit.x_0 - x0_hat
     terms = gaussian_kl(difference, step.log_small, log_variance, visit.event_dim, step.c_0)
+    log_variance = log_variance.expand(len(x0_hat), *log_variance.shape[1:])
+
+    def reconstruction(rows: Tensor | slice) -> Tensor:
+        at_one, spread = Step(*(value[rows] for value in step)), log_variance[rows]
+        law = reverse.decoder.distribution(visit.x_t[rows], x0_hat[rows], spread, at_one)
+        return -law.to_event(visit.event_dim).log_prob(visit.x_0[rows])
+
+    if not has_values(visit.t):  # under torch.func.vmap no rows can be chosen
+        return torch.where(visit.t.to(terms.device) == 1, reconstruction(slice(None)), terms)
     first = (visit.t == 1).nonzero().flatten()
     if len(first):
         first = first.to(terms.device)
-        at_one = Step(*(value[first] for value in step))
-        spread = log_variance.expand(len(x0_hat), *log_variance.shape[1:])[first]
-        law = reverse.decoder.distribution(visit.x_t[first], x0_hat[first], spread, at_one)
-        log_p = law.to_event(visit.event_dim).log_prob(visit.x_0[first])
-        terms = terms.index_put((first,), -log_p)
+        terms = terms.index_put((first,), reconstruction(first))
     return terms
 
 
@@ -121,26 +127,31 @@ def variational_term(
         context: shape (N, …) or None.
 
     Returns:
-        nats, shape (N,).
+        nats, shape (N,), in the data's dtype, float32 at least.
+
+    ``torch.func.vmap`` maps it over samples, so that ``vmap(grad(…))`` gives each one's gradient;
+    what can only be checked by a look at numbers is not checked there.
 
     Raises:
+        TypeError: data that are no tensor.
         ValueError: data that the model cannot explain, noise of another shape, t out of range or
             not integers.
     """
     reverse.check_data(x_0, context)
     if noise.shape != x_0.shape:
         raise ValueError(f"Expected noise of shape {tuple(x_0.shape)}; got {tuple(noise.shape)}.")
+    x_0 = reverse.forward_chain.carry(x_0)
     steps = torch.as_tensor(t).cpu().reshape(-1)
     if steps.is_floating_point() or len(steps) not in (1, len(x_0)):
         raise ValueError(
             f"Expected t to be an integer or integers of shape ({len(x_0)},); got {t}."
         )
     steps = steps.expand(len(x_0))
-    if len(steps) and not (steps.min() >= 1 and steps.max() <= reverse.num_steps):
+    if has_values(steps) and not (steps.min() >= 1 and steps.max() <= reverse.num_steps):
         raise ValueError(
             f"Expected t in 1 … {reverse.num_steps}; got {int(steps.min())} to {int(steps.max())}."
         )
-    return unchecked_term(reverse, x_0, steps, noise, context)
+    return unchecked_term(reverse, x_0, steps, noise.to(x_0.dtype), context)
 
 
 def unchecked_term(
@@ -194,7 +205,9 @@ class Objective(ELBO):
         """Scalars that add up to the loss."""
         _check_pair(model, guide)
         # On an accelerator a look at the values would wait for the device at every step.
-        model.check_data(x_0, context, values=x_0.device.type == "cpu")
+        on_cpu = not isinstance(x_0, Tensor) or x_0.device.type == "cpu"
+        model.check_data(x_0, context, values=on_cpu)
+        x_0 = guide.carry(x_0)
         self.check_model(model)
         particles = self.num_particles
         if particles > 1:

@@ -21,7 +21,8 @@ __all__ = ["BetaSchedule", "CosineSchedule", "LinearSchedule", "LogSNRSchedule",
 
 
 def _log_snr_from_log_alpha_bar(log_alpha_bar: Tensor) -> Tensor:
-    """λ = log ᾱ − log(1 − ᾱ), accurate when ᾱ is close to 1."""
+    """λ = log ᾱ − log(1 − ᾱ), accurate when ᾱ is close to 1; +∞ at ᾱ = 1, −∞ at ᾱ = 0."""
+    log_alpha_bar = log_alpha_bar.clamp(max=0.0)  # a rounding above 0 is no ᾱ
     return log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
 
 
@@ -40,7 +41,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def log_snr(self, u: Tensor) -> Tensor:
-        """λ(u), of the shape of ``u``; λ(0) may be +∞ (x at u = 0 is the data)."""
+        """λ(u), of the shape of ``u``; λ(0) may be +∞ (x at u = 0 is the data), λ(1) −∞."""
 
     @abstractmethod
     def table(self, num_steps: int) -> Tensor:
@@ -99,7 +100,12 @@ class CosineSchedule(Schedule):
         ᾱ(u) = f(u) / f(0),    f(u) = cos²((u + s) / (1 + s) · π/2),
         β_t = min(1 − ᾱ(t/T) / ᾱ((t−1)/T), max_beta),
 
-    with s = ``offset``.  The clipped β_T keeps λ_T finite although ᾱ(1) = 0.
+    with s = ``offset``.  The clipped β_T keeps λ_T finite although ᾱ(1) = 0 and λ(1) = −∞.
+
+    With r = π/2 / (1 + s) the quotient of cosines is 1 − g near the data, and one of sines near
+    the noise, so that λ is accurate to both ends, and ᾱ(0) = 1 and ᾱ(1) = 0 are exact:
+
+        √ᾱ(u) = sin(r (1 − u)) / cos(r s) = 1 − g,   g = 2 sin(r u/2) sin(r (s + u/2)) / cos(r s)
     """
 
     offset: float = 0.008
@@ -113,9 +119,11 @@ class CosineSchedule(Schedule):
             )
 
     def _log_alpha_bar(self, u: Tensor) -> Tensor:
-        angle = (u.double() + self.offset) / (1 + self.offset) * (math.pi / 2)
-        start = math.cos(self.offset / (1 + self.offset) * (math.pi / 2))
-        return 2 * (torch.cos(angle).log() - math.log(start))
+        u, s, r = u.double(), self.offset, math.pi / 2 / (1 + self.offset)
+        near, far = u.clamp(max=0.5), u.clamp(min=0.5)  # each formula sees its own half alone
+        fall = 2 * torch.sin(r * near / 2) * torch.sin(r * (s + near / 2)) / math.cos(r * s)
+        rest = torch.sin(r * (1 - far)) / math.cos(r * s)
+        return 2 * torch.where(u < 0.5, torch.log1p(-fall), rest.log())
 
     def log_snr(self, u: Tensor) -> Tensor:
         return _log_snr_from_log_alpha_bar(self._log_alpha_bar(u))
@@ -155,7 +163,8 @@ class LogSNRSchedule(Schedule):
             )
 
     def log_snr(self, u: Tensor) -> Tensor:
-        return self.maximum + u.double() * (self.minimum - self.maximum)
+        ends = torch.tensor([self.maximum, self.minimum], dtype=torch.float64, device=u.device)
+        return torch.lerp(ends[0], ends[1], u.double())
 
     def table(self, num_steps: int) -> Tensor:
         _check_num_steps(num_steps)
@@ -200,7 +209,8 @@ class BetaSchedule(Schedule):
         return f"BetaSchedule({len(self.betas)} betas, {self.betas[0]:g} to {self.betas[-1]:g})"
 
     def log_snr(self, u: Tensor) -> Tensor:
-        knots = torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0)
+        betas = torch.tensor(self.betas, dtype=torch.float64, device=u.device)
+        knots = torch.log1p(-betas).cumsum(0)
         knots = torch.cat([knots.new_zeros(1), knots])
         position = u.double() * len(self.betas)
         left = position.floor().clamp(0, len(self.betas) - 1).long()

@@ -40,7 +40,7 @@ class NoiseStreams:
         paths: the number of each row's path, where a sample has several; default 0.
 
     Raises:
-        ValueError: a seed out of range, or paths that are not one per index.
+        ValueError: a seed or an index out of range, or paths that are not one per index.
     """
 
     def __init__(
@@ -53,6 +53,10 @@ class NoiseStreams:
         if not 0 <= seed < 2**64:
             raise ValueError(f"Expected a seed in [0, 2**64); got {seed}.")
         indices = list(indices)
+        if indices and not (0 <= min(indices) and max(indices) < 2**64):
+            raise ValueError(
+                f"Expected indices in [0, 2**64); got {min(indices)} to {max(indices)}."
+            )
         paths = [0] * len(indices) if paths is None else paths
         if len(paths) != len(indices):
             raise ValueError(f"Expected {len(indices)} paths, one per index; got {len(paths)}.")

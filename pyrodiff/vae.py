@@ -38,6 +38,7 @@ from pyrodiff.decoders import (
     Normal,
     check_data,
 )
+from pyrodiff.precision import call_network
 from pyrodiff.streams import NoiseStreams
 
 __all__ = ["VAE", "VAEBound"]
@@ -146,12 +147,12 @@ class VAE(PyroModule):
 
     def posterior(self, network: nn.Module, x_0: Tensor) -> dist.Independent:
         """q_φ(z | x_0) from the encoder network."""
-        loc, log_variance = network(x_0).chunk(2, dim=-1)
+        loc, log_variance = call_network(network, x_0).chunk(2, dim=-1)
         return dist.Normal(loc, (0.5 * log_variance).exp()).to_event(1)
 
     def likelihood(self, network: nn.Module, z: Tensor) -> dist.Independent:
         """p_θ(x_0 | z) from the decoder network; z of shape (*batch, latent_size)."""
-        output = network(z.reshape(-1, self.latent_size))
+        output = call_network(network, z.reshape(-1, self.latent_size))
         output = output.reshape(*z.shape[:-1], *self.event_shape, self._outputs)
         return self._law(output).to_event(len(self.event_shape))
 

@@ -40,6 +40,21 @@ import torch  # noqa: E402
 
 SEED = 0
 
+# Tests of numbers, which have to pass in the arithmetic of every processor:
+# `ATEN_CPU_CAPABILITY=default pytest -m numeric` takes PyTorch's plainest.
+NUMERIC = {
+    *("schedules", "kernels", "decoders", "variances", "denoisers", "chains", "streams", "vae"),
+    *("objectives", "timesteps", "precision", "finite", "networks", "oracles", "likelihood"),
+    *("termwise", "importance", "particle", "probability_flow", "sandwich", "dequantization"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of numbers."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in NUMERIC:
+            item.add_marker(pytest.mark.numeric)
+
 
 @pytest.fixture(autouse=True)
 def clean_state() -> Iterator[None]:

@@ -34,6 +34,7 @@ from pyrodiff.denoisers import (
     VelocityDenoiser,
 )
 from pyrodiff.kernels import Step, posterior
+from pyrodiff.networks import ResidualMLP
 from pyrodiff.objectives import (
     HybridLoss,
     MeanLoss,
@@ -979,3 +980,73 @@ def test_the_bound_holds_the_prior_term_once() -> None:
         total = total + variational_term(reverse, x_0, t, noise).sum()
     value = seeded_loss(VariationalBound, reverse, x_0, timesteps=AllTimesteps())
     torch.testing.assert_close(value, total, rtol=1e-10, atol=0)
+
+
+# -- torch.func ----------------------------------------------------------------------------------
+
+
+class Term(nn.Module):
+    """The term of one sample, as a module whose parameters are the chain's."""
+
+    def __init__(self, reverse: ReverseChain):
+        super().__init__()
+        self.reverse = reverse
+
+    def forward(self, x_0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        return variational_term(self.reverse, x_0[None], t, noise[None])[0]
+
+
+FUNC_DECODERS = [GaussianDecoder(), DiscretizedGaussianDecoder(0.25), CategoricalDecoder(9)]
+
+
+# PyTorch maps the normal CDF's logarithm sample by sample, and says so
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("decoder", FUNC_DECODERS, ids=lambda d: type(d).__name__)
+@pytest.mark.parametrize("variance", [FixedSmall(), LearnedRange()], ids=lambda v: type(v).__name__)
+def test_vmap_gives_the_gradient_of_each_sample(variance: Variance, decoder: Decoder) -> None:
+    """By torch.func, t mapped with its sample, against one backward pass after the other."""
+    torch.manual_seed(0)
+    network = ResidualMLP((3,), width=8, blocks=1, learned_variance=variance.learned).double()
+    with torch.no_grad():  # the last layer starts at zero
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    reverse = ReverseChain(
+        NoiseDenoiser(network), ForwardChain(LogSNRSchedule(4.0, -4.0), 5), (3,), variance, decoder
+    )
+    x_0 = (torch.randn(6, 3, dtype=torch.float64) * 4).round().clamp(-4, 4) / 4
+    t, noise = torch.tensor([1, 2, 5, 1, 3, 4]), torch.randn(6, 3, dtype=torch.float64)
+    module = Term(reverse)
+    parameters = {name: value.detach() for name, value in module.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
+        return torch.func.functional_call(module, parameters, sample)
+
+    each = torch.func.grad_and_value(loss)
+    gradients, values = torch.func.vmap(each, (None, 0, 0, 0))(parameters, x_0, t, noise)
+    torch.testing.assert_close(
+        values, variational_term(reverse, x_0, t, noise), rtol=1e-12, atol=1e-12
+    )
+    for i in range(6):
+        term = variational_term(reverse, x_0[i : i + 1], int(t[i]), noise[i : i + 1])
+        expected = torch.autograd.grad(
+            term.sum(), list(module.parameters()), allow_unused=True, materialize_grads=True
+        )
+        for value, name in zip(expected, parameters, strict=True):
+            torch.testing.assert_close(gradients[name][i], value, rtol=1e-10, atol=1e-12)
+    # one t for all samples, and the gradient with respect to the data
+    slope = torch.func.vmap(torch.func.grad(lambda x, e: module(x, 2, e)), in_dims=(0, 0))(
+        x_0, noise
+    )
+    moved = x_0.clone().requires_grad_()
+    (expected_slope,) = torch.autograd.grad(variational_term(reverse, moved, 2, noise).sum(), moved)
+    torch.testing.assert_close(slope, expected_slope, rtol=1e-10, atol=1e-12)
+
+
+def test_vmap_still_checks_what_needs_no_look_at_numbers() -> None:
+    reverse = ReverseChain(
+        NoiseDenoiser(ResidualMLP((3,), width=8, blocks=1)), ForwardChain(LogSNRSchedule(), 5), (3,)
+    )
+    with pytest.raises(ValueError, match=r"Expected data of shape \(N, 3\); got \(1, 2\)"):
+        torch.func.vmap(Term(reverse), (0, None, 0))(torch.zeros(4, 2), 1, torch.zeros(4, 2))
+    with pytest.raises(ValueError, match="Expected t in 1 … 5; got 6 to 6"):
+        torch.func.vmap(Term(reverse), (0, None, 0))(torch.zeros(4, 3), 6, torch.zeros(4, 3))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrodiff import ForwardChain
+from pyrodiff import ForwardChain, schedules
 from pyrodiff.schedules import (
     BetaSchedule,
     CosineSchedule,
@@ -147,6 +147,99 @@ def test_linear_limit_is_the_sde_of_song_et_al() -> None:
     log_alpha_bar = [-(0.1 * x + 19.9 * x**2 / 2) for x in u.tolist()]
     expected = [v - math.log1p(-math.exp(v)) for v in log_alpha_bar]
     close(LinearSchedule().log_snr(u), expected, 1e-13)
+
+
+# -- the ends of time ------------------------------------------------------------------------------
+
+BETAS = BetaSchedule([0.001, 0.01, 0.2, 0.7])
+TO_ONE = [s for s in (*CONTINUOUS.values(), CosineSchedule(0.0), BETAS) if "LogSNR" not in repr(s)]
+
+
+def start_rates() -> dict[Schedule, tuple[float, int]]:
+    """c and k of 1 − ᾱ(u) = c uᵏ + … at the data, from each definition's derivative."""
+    r = math.pi / 2 / 1.008
+    return {
+        CONTINUOUS["linear"]: (1000 * 1e-4, 1),
+        CONTINUOUS["linear-gentle"]: (1000 * 1e-5, 1),
+        CONTINUOUS["cosine"]: (2 * r * math.tan(0.008 * r), 1),
+        CosineSchedule(0.0): (math.pi**2 / 4, 2),
+        BETAS: (-4 * math.log1p(-0.001), 1),
+    }
+
+
+@pytest.mark.parametrize("schedule", start_rates(), ids=repr)
+def test_start_is_the_limit_of_what_comes_after(schedule: Schedule) -> None:
+    """λ(u) + log(c uᵏ) → 0 as u → 0, and λ(0) = +∞, at any u that float64 can write."""
+    assert float(schedule.log_snr(torch.zeros((), dtype=F64))) == math.inf
+    rate, power = start_rates()[schedule]
+    u = torch.tensor([1e-9, 1e-12, 1e-20, 1e-100], dtype=F64)
+    expected = -math.log(rate) - power * u.log()
+    # the next order in u is below 250 u (the linear slope over twice β_start), rounding 1e-13 of λ
+    torch.testing.assert_close(schedule.log_snr(u), expected, rtol=1e-13, atol=2.5e-7)
+    torch.testing.assert_close(schedule.log_snr(u[1:]), expected[1:], rtol=1e-13, atol=2.5e-10)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.008, 0.5])
+def test_cosine_ends_in_pure_noise(offset: float) -> None:
+    """λ(u) − 2 log(r (1 − u)/cos(r s)) → 0 as u → 1, and λ(1) = −∞."""
+    schedule, r = CosineSchedule(offset), math.pi / 2 / (1 + offset)
+    assert float(schedule.log_snr(torch.ones((), dtype=F64))) == -math.inf
+    left = torch.tensor([2.0**-30, 2.0**-40, 2.0**-52], dtype=F64)
+    expected = 2 * (r * left / math.cos(r * offset)).log()
+    torch.testing.assert_close(schedule.log_snr(1 - left), expected, rtol=1e-13, atol=0.0)
+
+
+@pytest.mark.parametrize("schedule", [s for s in TO_ONE if "Cosine" not in repr(s)], ids=repr)
+def test_other_schedules_end_where_their_tables_do(schedule: Schedule) -> None:
+    """λ(1) is finite, the limit from below, and the λ_T of a fine chain."""
+    one = torch.ones((), dtype=F64)
+    end = schedule.log_snr(one)
+    torch.testing.assert_close(schedule.log_snr(one - 1e-12), end, rtol=0.0, atol=1e-9)
+    if schedule is BETAS:
+        torch.testing.assert_close(end, schedule.table(4)[-1], rtol=1e-14, atol=0.0)
+    else:
+        # λ_T is off by ½ Σ β_t² or so: less than 1e-3 β_end · 1000 for 10⁶ steps
+        torch.testing.assert_close(end, schedule.table(10**6)[-1], rtol=0.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("ends", [(13.3, -5.0), (0.1, -0.2), (7.7, 1.1)])
+def test_log_snr_schedule_has_its_very_ends(ends: tuple[float, float]) -> None:
+    values = LogSNRSchedule(*ends).log_snr(torch.tensor([0.0, 1.0]))
+    assert tuple(values.tolist()) == ends
+
+
+@pytest.mark.parametrize("schedule", TO_ONE, ids=repr)
+@pytest.mark.parametrize("direction", [-math.inf, math.inf], ids=["down", "up"])
+def test_no_log_snr_hangs_on_a_last_bit(
+    schedule: Schedule, direction: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """log ᾱ, sines and cosines one rounding off move λ by roundings: processors differ so."""
+    u = torch.tensor([0.0, 1e-12, 1e-3, 0.3, 0.5, 0.9, 1 - 1e-9, 1.0], dtype=F64)
+    values, toward = schedule.log_snr(u), torch.tensor(direction, dtype=F64)
+
+    def nudge(value: Tensor) -> Tensor:
+        return torch.where(value == 0, value, value.nextafter(toward))
+
+    with monkeypatch.context() as patch:
+        for name in ("sin", "cos"):
+            exact, scalar = getattr(torch, name), getattr(math, name)
+            patch.setattr(torch, name, lambda x, f=exact: nudge(f(x)))
+            patch.setattr(math, name, lambda x, f=scalar: math.nextafter(f(x), direction))
+        torch.testing.assert_close(schedule.log_snr(u), values, rtol=1e-13, atol=1e-13)
+    convert = schedules._log_snr_from_log_alpha_bar
+    monkeypatch.setattr(
+        schedules, "_log_snr_from_log_alpha_bar", lambda v: convert(v.nextafter(toward))
+    )
+    nudged = schedule.log_snr(u)
+    # not −∞: that is nextafter's own end, −1.8e308, and ᾱ = 0 either way
+    assert float(nudged[0]) > 700 and float(nudged[-1]) < 0
+    torch.testing.assert_close(nudged[1:-1], values[1:-1], rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.008])
+def test_cosine_falls_across_the_seam_of_its_two_formulas(offset: float) -> None:
+    u = 0.5 + torch.arange(-50, 51, dtype=F64) * 1e-12
+    assert bool((CosineSchedule(offset).log_snr(u).diff() < 0).all())
 
 
 # -- given betas ---------------------------------------------------------------------------------

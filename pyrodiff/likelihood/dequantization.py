@@ -40,7 +40,9 @@ from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
 from pyrodiff.likelihood.path import check_count, mean_of_draws
 from pyrodiff.likelihood.result import Kind, LogLikelihood
+from pyrodiff.modes import evaluation_mode
 from pyrodiff.objectives import VariationalBound
+from pyrodiff.precision import call_network
 from pyrodiff.streams import NoiseStreams, derived_seed
 
 __all__ = ["Dequantized", "Dequantizer", "UniformDequantizer", "VariationalDequantizer"]
@@ -129,7 +131,7 @@ class VariationalDequantizer(Dequantizer, nn.Module):
         self.network = _perceptron(self.event_shape, width) if network is None else network
 
     def place(self, v: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.network(v)
+        output = call_network(self.network, v)
         expected = (len(v), 2 * v.shape[1], *v.shape[2:])
         if output.shape != expected:
             raise ValueError(
@@ -179,26 +181,24 @@ class VariationalDequantizer(Dequantizer, nn.Module):
         parameters = list(self.parameters())
         optimizer = torch.optim.Adam(parameters, lr=learning_rate)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        training = reverse.training
-        reverse.eval()
-        try:
-            for step in range(steps):
-                some = torch.randint(len(x_0), (batch_size,), generator=generator)
-                part = None if context is None else context[some.to(context.device)]
-                v = x_0[some.to(x_0.device)]
-                noise = torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v)
-                loss = self._loss(reverse, bound, v, noise, part)
-                # not backward(): the model's own gradients are none of this
-                gradients = torch.autograd.grad(loss, parameters)
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.grad = gradient
-                optimizer.step()
-                decay.step()
-                if progress is not None:
-                    progress(step + 1, float(loss.detach()))
-        finally:
-            reverse.train(training)
-            optimizer.zero_grad()
+        with evaluation_mode(reverse):
+            try:
+                for step in range(steps):
+                    some = torch.randint(len(x_0), (batch_size,), generator=generator)
+                    part = None if context is None else context[some.to(context.device)]
+                    v = x_0[some.to(x_0.device)]
+                    noise = torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v)
+                    loss = self._loss(reverse, bound, v, noise, part)
+                    # not backward(): the model's own gradients are none of this
+                    gradients = torch.autograd.grad(loss, parameters)
+                    for parameter, gradient in zip(parameters, gradients, strict=True):
+                        parameter.grad = gradient
+                    optimizer.step()
+                    decay.step()
+                    if progress is not None:
+                        progress(step + 1, float(loss.detach()))
+            finally:
+                optimizer.zero_grad()
         return self
 
     def _loss(

@@ -7,17 +7,19 @@ same values, up to the rounding of the network's arithmetic.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
+from pyrodiff.finite import Failures
 from pyrodiff.likelihood.result import LogLikelihood
+from pyrodiff.modes import evaluation_mode
 from pyrodiff.serialization import fingerprint
 from pyrodiff.streams import derived_seed
 
-__all__ = ["Batch", "Estimator", "noise_seed"]
+__all__ = ["Batch", "Estimator", "noise_seed", "without_failures"]
 
 _NOISE = 1
 
@@ -32,11 +34,12 @@ class Batch:
     """Some samples of a data set and where their randomness comes from.
 
     Args:
-        x_0: shape (n, *event_shape).
+        x_0: shape (n, *event_shape), float64 where the device has it.
         context: shape (n, …) or None.
         indices: the index of each sample in the whole data set.
         seed: of the noise streams.
         rows: how many rows a network call may have.
+        failures: where samples whose numbers are not finite are noted, with their step.
     """
 
     x_0: Tensor
@@ -44,9 +47,21 @@ class Batch:
     indices: Sequence[int]
     seed: int
     rows: int
+    failures: Failures = field(default_factory=Failures)
 
     def __len__(self) -> int:
         return len(self.x_0)
+
+
+def without_failures(result: LogLikelihood, batch: Batch) -> LogLikelihood:
+    """The batch's result with NaN for every value that is not finite or whose sample failed."""
+    batch.failures.add_values(batch.indices, result.value)
+    lost = torch.tensor([index in batch.failures for index in batch.indices])
+    return replace(
+        result,
+        value=result.value.masked_fill(lost, torch.nan),
+        std_error=result.std_error.masked_fill(lost, torch.nan),
+    )
 
 
 class Estimator(ABC):
@@ -59,7 +74,11 @@ class Estimator(ABC):
 
     @abstractmethod
     def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
-        """The result of one batch; tensors on the CPU, float64."""
+        """The result of one batch; tensors on the CPU, float64.
+
+        A value that is not finite is made NaN by ``estimate``, and counted; where it is known at
+        which step it arose, that goes into ``batch.failures``.
+        """
 
     def _check(self, reverse: ReverseChain) -> None:  # noqa: B027  (most have nothing to check)
         """Raise ValueError where the estimator cannot serve this model."""
@@ -82,6 +101,9 @@ class Estimator(ABC):
     ) -> LogLikelihood:
         """log p_θ of each sample; a value depends on (seed, index) and the sample alone.
 
+        The chain's arithmetic is in float64 whatever the precision of data and network, which is
+        called in its own.
+
         Args:
             reverse: the model; dropout and the like are switched off while it is asked.
             x_0: data, shape (N, *event_shape), N ≥ 1.
@@ -93,8 +115,13 @@ class Estimator(ABC):
             progress: called after each batch with the number of samples done and their values.
 
         Raises:
+            TypeError: data that are no tensor.
             ValueError: no data, data that the model cannot explain, indices that are not one per
                 sample, a model that the estimator cannot serve.
+
+        Warns:
+            UserWarning: samples for which the network returned NaN or infinity, or numbers too
+                large for float64; it names them and the step.  Their values are NaN.
         """
         reverse.check_data(x_0, context)
         if len(x_0) == 0:
@@ -107,16 +134,15 @@ class Estimator(ABC):
         self._check(reverse)
         model = fingerprint(reverse)
         step, parts, noise = self.samples_per_batch(batch_size), [], noise_seed(seed)
-        training = reverse.training
-        reverse.eval()
-        try:
+        failures = Failures()
+        with evaluation_mode(reverse):
             for start in range(0, len(x_0), step):
                 some = slice(start, min(start + step, len(x_0)))
                 part = context if context is None else context[some]
-                batch = Batch(x_0[some], part, indices[some], noise, batch_size)
-                parts.append(self._batch(reverse, batch))
+                exact = reverse.forward_chain.carry(x_0[some], exact=True)
+                batch = Batch(exact, part, indices[some], noise, batch_size, failures)
+                parts.append(without_failures(self._batch(reverse, batch), batch))
                 if progress is not None:
                     progress(some.stop, torch.cat([part.value for part in parts]))
-        finally:
-            reverse.train(training)
+        failures.warn(len(x_0), "Their values are NaN, and means leave them out.")
         return replace(LogLikelihood.concatenate(parts), model=model)

@@ -107,6 +107,7 @@ class ParticleBound(Estimator):
 
     def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
         population = self._propagate(reverse, batch)
+        batch.failures.add(batch.indices, population.failed)
         log_w = eve_weights(population)
         value, resampled = log_mean_exp(log_w), population.resamplings > 0
         calls = torch.full(value.shape, self.particles * reverse.num_steps)
@@ -156,7 +157,8 @@ def _some(batch: Batch, chosen: Tensor) -> Batch:
 def _warn_where_looser(result: LogLikelihood) -> None:
     if result.reference is None or result.looser is None:
         return
-    value, reference = float(result.value.mean()), float(result.reference.mean())
+    both = result.value.isfinite() & result.reference.isfinite()
+    value, reference = (float(v[both].mean()) for v in (result.value, result.reference))
     if value < reference:
         warnings.warn(
             "Expected the particle bound to be no looser than the importance bound on as many "

@@ -9,7 +9,8 @@ With x_T = α_T x_0 + σ_T ε and x_{t−1} = c_0 x_0 + c_t x_t + σ̃_t z drawn
     ρ = σ̃_t²/Σ_θ,   g = c_0 (x_0 − x̂_0(x_t))
 
 so that nothing cancels where the model's transition is close to q's.  E[w] = p_θ(x_0), and
-E[log w] is the variational bound.  Sums over the path are kept in float64.
+E[log w] is the variational bound.  Sums over the path are kept in float64; where a number in one
+is not finite, the path's weight is NaN.
 """
 
 import math
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.denoisers import Prediction
+from pyrodiff.finite import NOTHING_FAILED, failed_at
 from pyrodiff.kernels import Step
 from pyrodiff.likelihood.estimator import Batch
 from pyrodiff.streams import NoiseStreams
@@ -29,10 +31,18 @@ __all__ = ["Move", "first", "last", "move", "path_rows", "path_weights", "predic
 
 
 class Move(NamedTuple):
-    """A draw from q and its log p_θ/q, nats, float64, shape (rows,)."""
+    """A draw from q and its log p_θ/q, nats, float64, shape (rows,).
+
+    It is NaN, never ±∞, where the model's numbers are not finite.
+    """
 
     x: Tensor
     log_ratio: Tensor
+
+
+def _finite_or_nan(log_ratio: Tensor) -> Tensor:
+    """−∞ would be a weight of 0, which a mean of weights takes without a word."""
+    return torch.where(log_ratio.isfinite(), log_ratio, torch.nan)
 
 
 def _axes(x: Tensor) -> tuple[int, ...]:
@@ -67,13 +77,13 @@ def move(
     x = torch.add(shift, x_0, alpha=float(step.c_0)).add_(x_t, alpha=float(step.c_t))
     gap = x_0 - prediction.x0_hat
     if not reverse.variance.learned:
-        return Move(x, _fixed_log_ratio(reverse, gap, step, shift))
+        return Move(x, _finite_or_nan(_fixed_log_ratio(reverse, gap, step, shift)))
     wide = reverse.forward_chain.step(t, x_t, len(reverse.event_shape))
     log_variance = reverse.variance.log_variance(wide, prediction.raw_variance)
     log_rho, gap = wide.log_small - log_variance, gap * wide.c_0
     each = 0.5 * (log_rho - torch.expm1(log_rho) * noise.square())
     each -= gap * torch.add(shift, gap, alpha=0.5) * (-log_variance).exp()
-    return Move(x, each.sum(_axes(x)).double())
+    return Move(x, _finite_or_nan(each.sum(_axes(x)).double()))
 
 
 def _fixed_log_ratio(reverse: ReverseChain, gap: Tensor, step: Step, shift: Tensor) -> Tensor:
@@ -90,11 +100,11 @@ def _fixed_log_ratio(reverse: ReverseChain, gap: Tensor, step: Step, shift: Tens
 
 
 def last(reverse: ReverseChain, x_1: Tensor, x_0: Tensor, prediction: Prediction) -> Tensor:
-    """log p_θ(x_0 | x_1), nats, float64, shape (rows,)."""
+    """log p_θ(x_0 | x_1), nats, float64, shape (rows,); NaN where it is not finite."""
     step = reverse.forward_chain.step(1, x_1, len(reverse.event_shape))
     log_variance = reverse.variance.log_variance(step, prediction.raw_variance)
     law = reverse.decoder.distribution(x_1, prediction.x0_hat, log_variance, step)
-    return law.log_prob(x_0).sum(_axes(x_1)).double()
+    return _finite_or_nan(law.log_prob(x_0).sum(_axes(x_1)).double())
 
 
 def predict(reverse: ReverseChain, x_t: Tensor, t: int, context: Tensor | None) -> Prediction:
@@ -105,14 +115,18 @@ def predict(reverse: ReverseChain, x_t: Tensor, t: int, context: Tensor | None) 
 
 def _path(
     reverse: ReverseChain, x_0: Tensor, context: Tensor | None, streams: NoiseStreams
-) -> Tensor:
-    """log w of one path per row, shape (rows,), in T network calls of all rows."""
+) -> tuple[Tensor, Tensor]:
+    """log w of one path per row, in T network calls of all rows, and where it failed; (rows,)."""
     x, total = first(reverse, x_0, streams.normal(x_0))
+    failed = failed_at(NOTHING_FAILED, reverse.num_steps, total)
     for t in range(reverse.num_steps, 1, -1):
         prediction = predict(reverse, x, t, context)
         x, log_ratio = move(reverse, x, x_0, t, streams.normal(x), prediction)
         total += log_ratio
-    return total + last(reverse, x, x_0, predict(reverse, x, 1, context))
+        failed = failed_at(failed, t, total)
+    total += last(reverse, x, x_0, predict(reverse, x, 1, context))
+    failed = failed_at(failed, 1, total)
+    return total.masked_fill(failed > 0, torch.nan), failed
 
 
 def path_weights(reverse: ReverseChain, batch: Batch, paths: int) -> Tensor:
@@ -120,8 +134,10 @@ def path_weights(reverse: ReverseChain, batch: Batch, paths: int) -> Tensor:
 
     At most ``batch.rows`` paths are held at once, those of one sample or of several.
     """
-    rows = path_rows(batch, paths, reverse.event_shape)
-    return torch.cat([_path(reverse, *call).cpu() for call in rows]).reshape(len(batch), paths)
+    calls = [_path(reverse, *call) for call in path_rows(batch, paths, reverse.event_shape)]
+    log_w, failed = (torch.cat(part).cpu().reshape(-1, paths) for part in zip(*calls, strict=True))
+    batch.failures.add(batch.indices, failed.amax(1))
+    return log_w
 
 
 def path_rows(

@@ -22,6 +22,7 @@ from pyrodiff import serialization
 from pyrodiff.chains import ReverseChain
 from pyrodiff.likelihood.controls import Controls, Prepared, is_image
 from pyrodiff.likelihood.layout import Allocation
+from pyrodiff.modes import evaluation_mode
 from pyrodiff.objectives import unchecked_term
 from pyrodiff.streams import NoiseStreams, derived_seed
 
@@ -117,12 +118,8 @@ class Pilot:
             )
         controls = Controls.fit(x, reverse.forward_chain.log_snr)
         sampler = _Sampler(reverse, controls, x, context, seed)
-        training = reverse.training
-        reverse.eval()
-        try:
+        with evaluation_mode(reverse):
             drawn = sampler.draw(nodes, slots, batch_size, progress)
-        finally:
-            reverse.train(training)
         scale, baseline, coefficients, spread, misfit = _regress(*drawn)
         made = len(nodes) * slots * _REPEATS
         return cls(controls, nodes, scale, baseline, coefficients, spread, misfit, made)
@@ -279,7 +276,7 @@ class _Sampler:
         for start in range(0, total, batch_size):
             some = torch.arange(start, min(start + batch_size, total))
             rows, t = some % len(self.x), nodes[some // slots]
-            x_0 = self.x[rows]
+            x_0 = self.reverse.forward_chain.carry(self.x[rows], exact=True)
             context = None if self.context is None else self.context[rows]
             streams = NoiseStreams(seed, some.tolist(), self.reverse.event_shape)
             prepared = self.controls.prepare(x_0)

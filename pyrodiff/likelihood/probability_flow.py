@@ -31,6 +31,7 @@ from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.denoisers import MeanDenoiser
+from pyrodiff.finite import failed_at
 from pyrodiff.kernels import Step, marginal_coefficients
 from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
@@ -115,10 +116,11 @@ class _Start(NamedTuple):
 
 
 class _Solves(NamedTuple):
-    """log p or log w of each row, nats, float64, shape (n,), and its calls, (n,)."""
+    """log p or log w of each row, nats, float64, its calls, and the step where it failed; (n,)."""
 
     log_w: Tensor
     calls: Tensor
+    failed: Tensor
 
 
 def _start(
@@ -224,6 +226,8 @@ class ProbabilityFlow(Estimator):
         parts = [self._solves(reverse, *call) for call in rows]
         log_w = torch.cat([part.log_w for part in parts]).reshape(len(batch), count)
         calls = torch.cat([part.calls for part in parts]).reshape(len(batch), count)
+        failed = torch.cat([part.failed for part in parts]).reshape(len(batch), count)
+        batch.failures.add(batch.indices, failed.amax(1))
         value, std_error = self._average(log_w)
         known = not certain and not self.importance
         return LogLikelihood(
@@ -249,14 +253,16 @@ class ProbabilityFlow(Estimator):
         noise = streams.normal(x_0) if self.offset == "variational" else None
         probe = None if self._exact(reverse) else _signs(streams.normal(x_0))
         start = _start(reverse, x_0, noise, context)
-        log_p, calls = self._log_p_1(_Flow(reverse, context, probe), start.x_1)
-        return _Solves((log_p + start.log_ratio).cpu(), calls + start.calls)
+        log_p, calls, failed = self._log_p_1(_Flow(reverse, context, probe), start.x_1)
+        failed = failed_at(failed, 1, start.log_ratio)
+        return _Solves((log_p + start.log_ratio).cpu(), calls + start.calls, failed.cpu())
 
     def _log_p_1(self, flow: _Flow, x_1: Tensor) -> _Solves:
-        """log N(x_T; 0, I) + ∫ div dλ from λ_1 to λ_T, and the calls it took."""
+        """log N(x_T; 0, I) + ∫ div dλ from λ_1 to λ_T, its calls, and the step where it failed."""
         state = torch.cat([x_1.flatten(1), x_1.new_zeros(len(x_1), 1)], 1).double()
         log_snr = flow.reverse.forward_chain.log_snr
         ends, bounds = (float(log_snr[0]), float(log_snr[-1])), (self.rtol, self.atol)
-        y, calls = solve(flow.slope(x_1.dtype), state, *ends, *bounds, self.max_steps)
+        y, calls, lost_at = solve(flow.slope(x_1.dtype), state, *ends, *bounds, self.max_steps)
         log_p_T = -0.5 * (y[:, :-1].square() + math.log(2 * math.pi)).sum(1)
-        return _Solves(log_p_T + y[:, -1], calls)
+        failed = torch.where(lost_at.isnan(), 0.0, _timestep(log_snr, lost_at).ceil()).long()
+        return _Solves(log_p_T + y[:, -1], calls, failed)

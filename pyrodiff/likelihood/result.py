@@ -1,6 +1,7 @@
 """The result of every estimator: per-sample log-likelihood, its error, and what it cost."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,11 +101,31 @@ class LogLikelihood:
         return float(self.calls.double().mean())
 
     def mean(self) -> Mean:
-        """The mean over samples in nats; errors of NaN where there are too few samples to know."""
-        n = len(self.value)
-        between = float(self.value.std() / math.sqrt(n)) if n > 1 else math.nan
-        monte_carlo = float(self.std_error.square().sum().sqrt() / n)
-        return Mean(float(self.value.mean()), between, monte_carlo)
+        """The mean over samples in nats; errors of NaN where there are too few samples to know.
+
+        Values that are not finite are left out.
+
+        Warns:
+            UserWarning: how many were.
+        """
+        finite = self._finite()
+        value, std_error, n = self.value[finite], self.std_error[finite], int(finite.sum())
+        between = float(value.std() / math.sqrt(n)) if n > 1 else math.nan
+        monte_carlo = float(std_error.square().sum().sqrt()) / n if n else math.nan
+        return Mean(float(value.mean()), between, monte_carlo)
+
+    def _finite(self) -> Tensor:
+        """Whether each value is finite, (N,) bool; warns where one is not."""
+        finite = self.value.isfinite()
+        if not bool(finite.all()):
+            warnings.warn(
+                f"Expected finite values; got NaN or infinity for {int((~finite).sum())} of "
+                f"{len(finite)} samples, the first at position {int((~finite).nonzero()[0])}. "
+                "The mean is over the others.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return finite
 
     def bits_per_dim(self) -> Mean:
         """The mean of −value / (dimensions · ln 2) over samples, in bits per dimension."""

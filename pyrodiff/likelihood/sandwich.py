@@ -28,11 +28,14 @@ from torch import Tensor
 
 from pyrodiff import kernels
 from pyrodiff.chains import ReverseChain
+from pyrodiff.decoders import check_finite
+from pyrodiff.finite import NOTHING_FAILED, Failures, failed_at
 from pyrodiff.likelihood.estimator import Batch, noise_seed
 from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
 from pyrodiff.likelihood.path import check_count
 from pyrodiff.likelihood.paths import Move, path_weights
 from pyrodiff.likelihood.result import Kind, LogLikelihood, Mean
+from pyrodiff.modes import evaluation_mode
 from pyrodiff.serialization import fingerprint
 from pyrodiff.streams import NoiseStreams
 
@@ -66,11 +69,17 @@ class Sandwich:
         return Mean(float(difference.mean()), between, math.nan)
 
 
-def generate(reverse: ReverseChain, streams: NoiseStreams, context: Tensor | None) -> Move:
-    """x_0 from the model, and log w of the path that led to it, nats, float64, shape (n,)."""
-    chain, event_dim = reverse.forward_chain, len(reverse.event_shape)
-    x_t = streams.normal(reverse._reference())
-    total = reverse.prior(x_t.double()).log_prob(x_t.double())
+def generate(
+    reverse: ReverseChain, streams: NoiseStreams, context: Tensor | None
+) -> tuple[Move, Tensor]:
+    """x_0 from the model, and log w of the path that led to it, nats, float64, shape (n,).
+
+    The path is float64, x_0 rounded to what ``reverse.sample`` gives; log w is that of the rounded
+    one.  The last entry is the step at which a row failed, (n,), 0 where it did not.
+    """
+    chain, event_dim, like = reverse.forward_chain, len(reverse.event_shape), reverse._reference()
+    x_t, failed = streams.normal(chain.carry(like, exact=True)), NOTHING_FAILED
+    total = reverse.prior(x_t).log_prob(x_t).double()
     for t in range(reverse.num_steps, 1, -1):
         law = reverse.transition(x_t, t, context).base_dist
         x_s = law.loc + law.scale * streams.normal(x_t)
@@ -78,11 +87,13 @@ def generate(reverse: ReverseChain, streams: NoiseStreams, context: Tensor | Non
         knots = chain.log_snr[t - 2], chain.log_snr[t - 1]
         q = kernels.transition(x_s.double(), *knots, event_dim)
         total += p.to_event(event_dim).log_prob(x_s.double()) - q.log_prob(x_t.double())
-        x_t = x_s
+        x_t, failed = x_s, failed_at(failed, t, total)
     decoder = reverse.decode(x_t, context)
-    x_0 = decoder.base_dist.from_noise(streams.normal(x_t))
+    x_0 = decoder.base_dist.from_noise(streams.normal(x_t)).to(like)
     total += decoder.log_prob(x_0).double()
-    return Move(x_0, total - chain.marginal(x_0.double(), 1).log_prob(x_t.double()))
+    total -= chain.marginal(x_0.double(), 1).log_prob(x_t.double())
+    failed = failed_at(failed, 1, total)
+    return Move(x_0, total.masked_fill(failed > 0, torch.nan)), failed
 
 
 @dataclass(frozen=True)
@@ -130,17 +141,17 @@ class SandwichBound:
         check_count("batch_size", batch_size)
         if context is not None and len(context) != num_samples:
             raise ValueError(f"Expected {num_samples} contexts; got {len(context)}.")
-        parts, training, model = [], reverse.training, fingerprint(reverse)
-        reverse.eval()
-        try:
+        if context is not None:
+            check_finite(context, "contexts")
+        parts, failures, model = [], Failures(), fingerprint(reverse)
+        with evaluation_mode(reverse):
             for start in range(0, num_samples, batch_size):
                 places = range(start, min(start + batch_size, num_samples))
                 part = None if context is None else context[places.start : places.stop]
-                parts.append(self._batch(reverse, places, part, seed, batch_size))
+                parts.append(self._batch(reverse, places, part, seed, batch_size, failures))
                 if progress is not None:
                     progress(places.stop, torch.cat([part.lower.value for part in parts]))
-        finally:
-            reverse.train(training)
+        failures.warn(num_samples, "Their bounds are NaN, and means leave them out.")
         return Sandwich(
             torch.cat([part.x_0 for part in parts]),
             replace(LogLikelihood.concatenate([part.lower for part in parts]), model=model),
@@ -148,11 +159,19 @@ class SandwichBound:
         )
 
     def _batch(
-        self, reverse: ReverseChain, indices: range, context: Tensor | None, seed: int, rows: int
+        self,
+        reverse: ReverseChain,
+        indices: range,
+        context: Tensor | None,
+        seed: int,
+        rows: int,
+        failures: Failures,
     ) -> Sandwich:
         streams = NoiseStreams(seed, indices, reverse.event_shape)
-        x_0, log_w_generating = generate(reverse, streams, context)
-        batch = Batch(x_0, context, indices, noise_seed(seed), rows)
+        (x_0, log_w_generating), failed = generate(reverse, streams, context)
+        failures.add(indices, failed)
+        exact = reverse.forward_chain.carry(x_0, exact=True)
+        batch = Batch(exact, context, indices, noise_seed(seed), rows, failures)
         log_w = path_weights(reverse, batch, self.particles)
         mixed = torch.cat([log_w_generating.cpu().unsqueeze(1), log_w[:, :-1]], 1)
         unknown = torch.full((len(x_0),), torch.nan, dtype=torch.float64)

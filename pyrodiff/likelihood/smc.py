@@ -27,6 +27,7 @@ from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.denoisers import Prediction
+from pyrodiff.finite import NOTHING_FAILED
 from pyrodiff.likelihood.importance import log_mean_exp
 from pyrodiff.likelihood.paths import Move, predict
 from pyrodiff.streams import NoiseStreams
@@ -65,13 +66,15 @@ class Population(NamedTuple):
 
     ``log_weights`` (n, K), nats, float64: the log of the mean of e to them is log Ẑ.  ``eves``
     (n, K): from which of the K first particles each descends.  ``resamplings`` (n,): how often.
-    ``x`` (n · K, *event_shape).
+    ``x`` (n · K, *event_shape).  ``failed`` (n,): the step at which a weight became NaN or +∞,
+    0 where none did; such a sample's weights are NaN in the end, all of them.
     """
 
     x: Tensor
     log_weights: Float[Tensor, "n K"]
     eves: Int[Tensor, "n K"]
     resamplings: Int[Tensor, " n"]
+    failed: Tensor = NOTHING_FAILED
 
     def cpu(self) -> "Population":
         """The same on the CPU."""
@@ -151,8 +154,11 @@ class ParticleFilter:
                 now, prediction = self._resample(now, prediction, log_psi, uniform)
             x, log_ratio = proposal.move(now.x, t, prediction, streams)
             log_w = now.log_weights + log_ratio.reshape(n, count)
-            now = now._replace(x=x, log_weights=log_w)
-        return now
+            lost = (log_w.isnan() | log_w.isposinf()).any(1)  # −∞ is a weight of 0
+            failed = torch.where(lost & (now.failed == 0), t, now.failed)
+            now = now._replace(x=x, log_weights=log_w, failed=failed)
+        lost = (now.failed > 0).unsqueeze(1)
+        return now._replace(log_weights=now.log_weights.masked_fill(lost, torch.nan))
 
     def _resample(
         self, now: Population, prediction: Prediction, log_psi: Tensor, uniform: Tensor
@@ -171,6 +177,7 @@ class ParticleFilter:
             torch.where(few, level, now.log_weights),
             now.eves.gather(1, ancestors),
             now.resamplings + few[:, 0],
+            now.failed,
         )
         return moved, prediction
 

@@ -23,13 +23,19 @@ __all__ = ["Solution", "solve", "step"]
 
 Slope = Callable[[Tensor, Tensor, Tensor], Tensor]
 _FIRST = 1 / 64  # of the way, the first step tried
+_LEAST = 1e-12  # of the way: no step is so small but where f is not finite ahead
 
 
 class Solution(NamedTuple):
-    """States at the end, shape (n, m), and the calls of f that each row took, (n,), int64."""
+    """States at the end, shape (n, m), and the calls of f that each row took, (n,), int64.
+
+    ``lost_at`` (n,) is the t beyond which f is not finite for a row, whose state is NaN then; it
+    is NaN for rows that arrived.
+    """
 
     y: Tensor
     calls: Tensor
+    lost_at: Tensor
 
 
 class _Tableau(NamedTuple):
@@ -90,11 +96,12 @@ def solve(
         max_steps: of one row, the refused ones included.
 
     Raises:
-        ValueError: a row that needs more steps, as where f is not finite.
+        ValueError: a row that needs more steps.
     """
     end_y, calls = y.clone(), torch.zeros(len(y), dtype=torch.int64)
+    lost_at = y.new_full((len(y),), torch.nan)
     if start == end:
-        return Solution(end_y, calls)
+        return Solution(end_y, calls, lost_at)
     rows, t = torch.arange(len(y), device=y.device), y.new_full((len(y),), start)
     h, first = y.new_full((len(y),), (end - start) * _FIRST), slope(t, y, rows)
     calls += 1
@@ -109,11 +116,14 @@ def solve(
         y, first = (torch.where(taken[:, None], *pair) for pair in ((new, y), (last, first)))
         h = h * (0.9 * ratio.nan_to_num(nan=torch.inf) ** -0.2).clamp(0.2, 10)
         arrived = taken & final
-        if bool(arrived.any()):
-            end_y[rows[arrived]] = y[arrived]
-            rows, t, h, y, first = (value[~arrived] for value in (rows, t, h, y, first))
+        lost = ~arrived & (~first.isfinite().all(1) | (h.abs() < _LEAST * abs(end - start)))
+        gone = arrived | lost
+        if bool(gone.any()):
+            end_y[rows[gone]] = torch.where(lost[gone, None], torch.nan, y[gone])
+            lost_at[rows[lost]] = t[lost]
+            rows, t, h, y, first = (value[~gone] for value in (rows, t, h, y, first))
             if len(rows) == 0:
-                return Solution(end_y, calls)
+                return Solution(end_y, calls, lost_at)
     raise ValueError(
         f"Expected every sample to arrive at {end:g} within max_steps={max_steps}; got "
         f"{len(rows)} on their way, the first at {float(t[0]):g} with steps of {float(h[0]):.2g}."

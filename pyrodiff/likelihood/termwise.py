@@ -11,7 +11,7 @@ the decoder explains without the network is computed, not drawn.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -147,6 +147,7 @@ def _budgets(
 
     dof = freedom.numpy().clip(1.0)
     cautious = variance * torch.as_tensor(dof / stats.chi2.ppf(_CAUTION, dof))
+    cautious = cautious.nan_to_num(nan=0.0, posinf=0.0)  # such a sample has failed: no calls for it
     wanted = (cautious * first / target**2).clamp(min=max(8, first))
     power = (wanted.log() / math.log(_GRID) - 1e-9).ceil()
     return (_GRID**power).round().clamp(max=_MOST * num_steps).long()
@@ -202,7 +203,7 @@ class _Scorer:
         batch, context = self.batch, self.batch.context
         indices = [batch.indices[i] for i in some.tolist()]
         context = None if context is None else context[some]
-        part = Batch(batch.x_0[some], context, indices, batch.seed, batch.rows)
+        part = replace(batch, x_0=batch.x_0[some], context=context, indices=indices)
         return _Scorer(self.reverse, part, self.pilot)
 
     def score(self, layout: Layout, path: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -254,6 +255,7 @@ class _Scorer:
             part = noise[:, some].flatten(0, 1)
             terms = unchecked_term(self.reverse, x_0, t[:, some].flatten(), part, context)
             result[:, some] = terms.double().cpu().reshape(len(batch), repeats)
+        batch.failures.add_terms(batch.indices, t, result)
         return result
 
 

@@ -29,6 +29,7 @@ from pyrodiff.chains import ReverseChain
 from pyrodiff.denoisers import Prediction
 from pyrodiff.likelihood.path import check_count
 from pyrodiff.likelihood.paths import predict
+from pyrodiff.modes import evaluation_mode
 from pyrodiff.oracles import GaussianMixture
 from pyrodiff.streams import NoiseStreams
 
@@ -119,18 +120,16 @@ class DenoisedTwist(Twist):
             context: shape (N, …) or None.
         """
         reverse.check_data(x_0, context)
+        x_0 = reverse.forward_chain.carry(x_0, exact=True)
         check_count("points", points)
         chain, streams = reverse.forward_chain, NoiseStreams(seed, range(len(x_0)), x_0.shape[1:])
         steps = sorted({round(t) for t in np.linspace(1, reverse.num_steps, points)})
-        training, errors = reverse.training, []
-        reverse.eval()
-        try:
+        errors = []
+        with evaluation_mode(reverse):
             for t in steps:
                 x_t = chain.sample(x_0, t, streams.normal(x_0))
                 error = x_0 - predict(reverse, x_t, t, context).x0_hat
-                errors.append(float(error.double().square().mean()))
-        finally:
-            reverse.train(training)
+                errors.append(float(error.square().mean()))
         noise = -chain.log_snr.numpy()  # ascending, as np.interp wants it
         log_r = np.interp(noise, noise[[t - 1 for t in steps]], np.log(errors))
         return cls(torch.from_numpy(np.exp(log_r)))

@@ -78,7 +78,8 @@ class GridOracle:
         self.event_shape = reverse.event_shape
         self.grid = torch.linspace(low, high, points, dtype=torch.float64)
         self.spacing = (high - low) / (points - 1)
-        self._inputs = self.grid.to(network_tensor(reverse)).unsqueeze(-1)
+        like = reverse.forward_chain.carry(network_tensor(reverse), exact=True)
+        self._inputs = self.grid.to(like).unsqueeze(-1)
         self._context = None if context is None else context.expand(points, *context.shape)
         normal = torch.exp(-0.5 * self.grid.square()) / math.sqrt(2 * math.pi)
         densities = [self._checked(normal, reverse.num_steps)]
