@@ -25,7 +25,16 @@ from pyrodiff.kernels import Step
 from pyrodiff.likelihood.estimator import Batch
 from pyrodiff.streams import NoiseStreams
 
-__all__ = ["Move", "first", "last", "move", "path_rows", "path_weights", "predict"]
+__all__ = [
+    "Move",
+    "first",
+    "last",
+    "log_ratios",
+    "move",
+    "path_rows",
+    "path_weights",
+    "predict",
+]
 
 
 class Move(NamedTuple):
@@ -103,16 +112,30 @@ def predict(reverse: ReverseChain, x_t: Tensor, t: int, context: Tensor | None) 
     return reverse.predict(x_t, t, step, context)
 
 
-def _path(
+def log_ratios(
     reverse: ReverseChain, x_0: Tensor, context: Tensor | None, streams: NoiseStreams
-) -> Tensor:
-    """log w of one path per row, shape (rows,), in T network calls of all rows."""
-    x, total = first(reverse, x_0, streams.normal(x_0))
+) -> Iterator[Tensor]:
+    """The T + 1 summands of log w of one path per row, shape (rows,) each, in T network calls.
+
+    The n-th after the first is that of x_{T−n} given x_{T−n+1}.
+    """
+    x, log_ratio = first(reverse, x_0, streams.normal(x_0))
+    yield log_ratio
     for t in range(reverse.num_steps, 1, -1):
         prediction = predict(reverse, x, t, context)
         x, log_ratio = move(reverse, x, x_0, t, streams.normal(x), prediction)
+        yield log_ratio
+    yield last(reverse, x, x_0, predict(reverse, x, 1, context))
+
+
+def _path(
+    reverse: ReverseChain, x_0: Tensor, context: Tensor | None, streams: NoiseStreams
+) -> Tensor:
+    """log w of one path per row, shape (rows,)."""
+    total = x_0.new_zeros(len(x_0), dtype=torch.float64)
+    for log_ratio in log_ratios(reverse, x_0, context, streams):
         total += log_ratio
-    return total + last(reverse, x, x_0, predict(reverse, x, 1, context))
+    return total
 
 
 def path_weights(reverse: ReverseChain, batch: Batch, paths: int) -> Tensor:

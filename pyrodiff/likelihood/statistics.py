@@ -129,8 +129,13 @@ def _freedom(draws: Tensor, weight: float) -> Tensor:
 
 
 def _spread_below(log_w: Tensor) -> Tensor:
-    """Root mean square distance from the median of the values below it, nats, (…,)."""
+    """Root mean square distance from the median of the values below it, nats, (…,).
+
+    Weights of 0 are left out of the mean, not of the median.
+    """
+    half = log_w.shape[-1] // 2
     ordered = log_w.sort(-1).values
-    lower = ordered[..., : log_w.shape[-1] // 2]
-    median = ordered.quantile(0.5, -1, keepdim=True)
-    return (lower - median).square().mean(-1).sqrt()
+    median = 0.5 * (ordered[..., half] + ordered[..., -half - 1]).unsqueeze(-1)
+    distance = median - ordered[..., :half]
+    some = distance.isfinite()
+    return (distance.where(some, 0.0).square().sum(-1) / some.sum(-1).clamp(min=1)).sqrt()
