@@ -1,9 +1,9 @@
 """How honest the errors are: `python benchmarks/coverage.py`, about fifteen minutes.
 
 A 95 % interval of ``LogLikelihood.interval`` is for the expectation of the value: for a bound, of
-that bound, not log p.  Here one sample is scored again and again with fresh noise, and it is counted
-how often the interval, where there is one, holds the mean over all repeats.  The models are those
-of ``coverage_models.py``.
+that bound, not log p.  Here one sample is scored again and again with fresh noise, and the share of
+the intervals that hold the mean over all repeats is counted.  The models are those of
+``coverage_models.py``.
 
 ``PathBound`` and ``ImportanceBound`` are functions of K independent path weights: several thousand
 are drawn for each model and cut into sets of K, anew in another order until there are 2000 sets.

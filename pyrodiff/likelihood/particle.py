@@ -149,7 +149,7 @@ def _summary(log_w: Tensor) -> Summary:
     """Of the weights by first particle, (n, K); an error of NaN where half or more are 0."""
     summary = log_mean_of_weights(log_w)
     extinct = log_w.isneginf().sum(1) >= 0.5 * log_w.shape[1]
-    if not bool((extinct & summary.std_error.isfinite()).any()):
+    if not bool(extinct.any()):
         return summary
     remarks = "\n".join(filter(None, (summary.remarks, EXTINCT)))
     std_error = summary.std_error.masked_fill(extinct, torch.nan)
