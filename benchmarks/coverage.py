@@ -23,10 +23,11 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from coverage_models import Case, build, models
+from coverage_models import SCHEDULES, Case, build, models
 from rich.console import Console
 from rich.table import Table
 from steps import environment, write
@@ -197,34 +198,41 @@ def outside(rows: Sequence[dict]) -> Iterator[str]:
             yield f"{each['estimator']}({each['count']}), {model}: {counted}"
 
 
+def parts(quick: bool) -> dict[str, Callable[[], Iterator[dict]]]:
+    """The rows by name of their part."""
+    limits = {"steps": (10, 50), "sizes": (1, 3)} if quick else {}
+
+    def weights(schedule: str) -> Iterator[dict]:
+        for case in models((schedule,), **limits):
+            yield from of_weights(case)
+
+    by_schedule = {name: partial(weights, name) for name in SCHEDULES}
+    return by_schedule | {"called": partial(called, FEW[: 2 if quick else None]), "flows": flows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    every = parts(quick=False)
+    parser.add_argument("--parts", nargs="+", choices=every, default=[*every], metavar="PART")
     parser.add_argument("--show", action="store_true", help="print the stored table, run nothing")
-    parser.add_argument("--quick", action="store_true", help="T ≤ 50 and d ≤ 3 alone")
-    parser.add_argument("--output", type=Path, help=f"JSON; default {RESULT}")
+    parser.add_argument("--quick", action="store_true", help="T ≤ 50 and d ≤ 3 alone; not stored")
+    parser.add_argument("--output", type=Path, default=RESULT, help="JSON; other parts stay in it")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.show:
-        rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"]
-    else:
-        part = {"steps": (10, 50), "sizes": (1, 3)} if options.quick else {}
-        start, rows = time.perf_counter(), []
-        sources: list[Callable[[], Iterator[dict]]] = [
-            lambda: (each for case in models(**part) for each in of_weights(case)),
-            lambda: called(FEW[:2] if options.quick else FEW),
-            flows,
-        ]
-        for source in sources:
-            for each in source():
-                rows.append(each)
-                print(
-                    " ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in each.values())
-                )
-                sys.stdout.flush()
-        seconds = round(time.perf_counter() - start)
-        if not options.quick or options.output:
-            about = environment() | {"seconds": seconds, "allowed": [LOW, HIGH]}
-            write(options.output or RESULT, {"environment": about, "rows": rows})
+    rows, output = [], options.output
+    if output.is_file() and not options.quick:
+        rows = json.loads(output.read_text(encoding="utf-8"))["rows"]
+    for name in [] if options.show else options.parts:
+        start = time.perf_counter()
+        fresh = []
+        for each in parts(options.quick)[name]():
+            fresh.append({"part": name} | each)
+            print(*(f"{v:.3g}" if isinstance(v, float) else v for v in fresh[-1].values()))
+            sys.stdout.flush()
+        print(f"{name}: {time.perf_counter() - start:.0f} s")
+        rows = [row for row in rows if row["part"] != name] + fresh
+        if not options.quick:
+            write(output, {"environment": environment(), "allowed": [LOW, HIGH], "rows": rows})
     console = Console()
     console.width = max(console.width, 100)
     console.print(judged(rows))

@@ -70,9 +70,11 @@ def covered(found: LogLikelihood) -> float:
 )
 def test_intervals_cover(estimator: Estimator, model: tuple[str, int, int]) -> None:
     found = repeats(estimator, *chain(*model), 1000)
-    # of two paths the share of a jump in their variance is any
-    fewest = 0.7 if estimator == PathBound(2) else 0.95
-    assert float(found.std_error.isfinite().double().mean()) > fewest
+    if estimator == PathBound(2) and model[0] == "cosine":
+        assert bool(found.std_error.isnan().all())
+        assert "fewer than 8 paths" in found.remarks
+        return
+    assert float(found.std_error.isfinite().double().mean()) > 0.95
     assert 0.915 < covered(found) < 0.985
 
 

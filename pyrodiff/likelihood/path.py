@@ -7,7 +7,7 @@ As a sum over many steps log w is nearly normal, and its mean has an interval fr
 so where one step decides: at the end of a cosine schedule λ jumps by 7, x̂_0 is the network's error
 over α_T ≈ 0, and a rare error of it there costs a hundred times what paths vary by.  A handful of
 paths without one cannot tell, so the standard error is NaN where the step over which λ jumps makes
-more than a quarter of the variance of log w.
+more than a quarter of the variance of log w, and for fewer than 8 paths over a jump.
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,14 @@ __all__ = ["PathBound", "check_count", "summary", "weights_and_jump"]
 
 _BRIDGED = 3.0  # λ may fall by as much in a step, the signal-to-noise ratio to a twentieth
 _SHARE = 0.25  # of the variance of log w, which one step may make if it jumps further
+_FEWEST = 8  # paths, of which fewer do not tell that share
 JUMP = (
     "Some standard errors are NaN: the step over which the log-SNR jumps makes over a quarter of "
     "the variance of log w, and few paths do not tell how heavy its tail is."
+)
+FEW_PATHS = (
+    f"Standard errors are NaN: the log-SNR jumps, and fewer than {_FEWEST} paths do not tell "
+    "whether that step makes the variance of log w."
 )
 
 
@@ -104,8 +109,13 @@ def weights_and_jump(reverse: ReverseChain, batch: Batch, paths: int) -> tuple[T
 
 def summary(log_w: Tensor, jump: Tensor) -> Summary:
     """The mean of log w, (n, paths), whose error is NaN where the jump makes its variance."""
-    found = mean_of_draws(log_w)
+    found, count = mean_of_draws(log_w), log_w.shape[1]
     unknown = jump.var(1, correction=0) > _SHARE * log_w.var(1, correction=0)
+    if 1 < count < _FEWEST:
+        unknown = (jump != 0).any(1)
     if not bool(unknown.any()):
         return found
-    return found._replace(std_error=found.std_error.masked_fill(unknown, torch.nan), remarks=JUMP)
+    remarks = JUMP if count >= _FEWEST else FEW_PATHS
+    return found._replace(
+        std_error=found.std_error.masked_fill(unknown, torch.nan), remarks=remarks
+    )
