@@ -45,7 +45,7 @@ from pyrodiff.likelihood import (
     SandwichBound,
     TermwiseBound,
 )
-from pyrodiff.likelihood.importance import _jackknife, log_mean_exp, weights_std_error
+from pyrodiff.likelihood.statistics import log_mean_of_weights, pseudo_values
 from pyrodiff.likelihood.twists import Twist
 from pyrodiff.oracles import GaussianMixture
 from pyrodiff.schedules import LinearSchedule
@@ -128,11 +128,12 @@ def importance(case: Case) -> Iterator[dict]:
     for count in COUNTS:
         groups = result.log_weights.unflatten(1, (-1, count))
         calls = float(count * case.reverse.num_steps)
-        pair = log_mean_exp(groups), weights_std_error(groups)
-        yield case.row(f"ImportanceBound({count})", *pair, calls, case.test)
+        value, std_error, _, _ = log_mean_of_weights(groups)
+        yield case.row(f"ImportanceBound({count})", value, std_error, calls, case.test)
         if count >= 8:
-            pair = _jackknife(groups)
-            yield case.row(f"ImportanceBound({count}, jackknife)", *pair, calls, case.test)
+            value = pseudo_values(groups).mean(-1)
+            name = f"ImportanceBound({count}, jackknife)"
+            yield case.row(name, value, std_error, calls, case.test)
 
 
 def sandwich(case: Case) -> Iterator[dict]:

@@ -278,7 +278,8 @@ def test_value_is_made_of_its_draws() -> None:
     assert bool((again.value < weighted.value).all())
     assert again.network_evaluations == weighted.network_evaluations == 5 * 3 * 4
     assert plain.kind == weighted.kind == again.kind == "lower bound"
-    assert plain.degrees_of_freedom is not None and weighted.degrees_of_freedom is None
+    assert plain.degrees_of_freedom is not None and bool((plain.degrees_of_freedom <= 4).all())
+    assert bool(weighted.std_error.isnan().all())  # of 5 weights
     assert plain.dimensions == 2 and "bin_width=0.5" in plain.estimator
 
 
@@ -321,7 +322,7 @@ def test_batches_and_mates_change_nothing(importance: bool) -> None:
     network = perturbed(2, context_size=3)
     reverse = ReverseChain(DataDenoiser(network), ForwardChain(LogSNRSchedule(0.0, -3.0), 5), (2,))
     v, context = all_values(2, WIDTH)[:12], torch.randn(12, 3, dtype=F64)
-    estimator = Dequantized(ImportanceBound(2), skewed(), 3, importance)
+    estimator = Dequantized(ImportanceBound(2), skewed(), 9, importance)
     whole = estimator.estimate(reverse, v, seed=3, context=context)
     for size in (1, 7, 64):
         parts = estimator.estimate(reverse, v, seed=3, context=context, batch_size=size)

@@ -21,9 +21,9 @@ from pyrodiff.decoders import (
 )
 from pyrodiff.denoisers import DataDenoiser, NoiseDenoiser
 from pyrodiff.likelihood.estimator import Batch
-from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
 from pyrodiff.likelihood.paths import path_weights
 from pyrodiff.likelihood.sandwich import Sandwich, SandwichBound
+from pyrodiff.likelihood.statistics import log_mean_exp, log_mean_of_weights
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.oracles import Gaussian, GridOracle, linear_bound, linear_log_prob
 from pyrodiff.schedules import LogSNRSchedule
@@ -183,17 +183,20 @@ def test_samples_are_those_of_the_chain_and_the_lower_bound_that_of_importance()
     reverse = mlp_chain((2,), context_size=3, dropout=0.5)
     context = torch.randn(20, 3, dtype=F64)
     reverse.train()
-    found = SandwichBound(5).estimate(reverse, 20, seed=3, context=context)
+    found = SandwichBound(9).estimate(reverse, 20, seed=3, context=context)
     assert reverse.training
     reverse.eval()
     assert torch.equal(found.x_0, reverse.sample(20, seed=3, context=context))
     batch = Batch(found.x_0, context, range(20), derived_seed(3, 1), 64)
     with torch.no_grad():
-        log_w = path_weights(reverse, batch, 5)
+        log_w = path_weights(reverse, batch, 9)
     lower = found.lower
     torch.testing.assert_close(lower.log_weights, log_w, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(lower.value, log_mean_exp(log_w), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(lower.std_error, weights_std_error(log_w), rtol=1e-8, atol=1e-10)
+    expected = log_mean_of_weights(log_w)
+    options = {"rtol": 1e-8, "atol": 1e-10, "equal_nan": True}
+    torch.testing.assert_close(lower.std_error, expected.std_error, **options)
+    torch.testing.assert_close(lower.degrees_of_freedom, expected.degrees_of_freedom, **options)
 
 
 def test_upper_bound_shares_all_paths_but_one() -> None:

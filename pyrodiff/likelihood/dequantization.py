@@ -37,9 +37,9 @@ from typing_extensions import Self
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.likelihood.estimator import Batch, Estimator
-from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
-from pyrodiff.likelihood.path import check_count, mean_of_draws
+from pyrodiff.likelihood.path import check_count
 from pyrodiff.likelihood.result import Kind, LogLikelihood
+from pyrodiff.likelihood.statistics import log_mean_of_weights, mean_of_draws
 from pyrodiff.modes import evaluation_mode
 from pyrodiff.objectives import VariationalBound
 from pyrodiff.precision import call_network
@@ -245,7 +245,8 @@ class Dequantized(Estimator):
         dequantizer: q(x|v).
         draws: R; the standard error, which holds the inner one, is NaN for one draw.
         importance: the log of the draws' mean weight, not the mean of their logs: tighter, and
-            unbiased for P(v) in its exponential.
+            unbiased for P(v) in its exponential; the standard error is NaN for fewer than 8
+            draws, or weights too heavy for it.
 
     Raises:
         ValueError: ``draws`` < 1; importance weights from an estimator whose exponential is not
@@ -283,7 +284,8 @@ class Dequantized(Estimator):
             parts.append(inner)
             log_w.append(inner.value - log_density)
         weights = torch.stack(log_w, 1)
-        value, std_error, freedom = self._average(weights)
+        average = log_mean_of_weights if self.importance else mean_of_draws
+        value, std_error, freedom, remarks = average(weights)
         return LogLikelihood(
             value,
             std_error,
@@ -294,6 +296,7 @@ class Dequantized(Estimator):
             degrees_of_freedom=freedom,
             log_weights=weights if self.importance else None,
             shared_calls=parts[0].shared_calls,
+            remarks=remarks,
         )
 
     def _one(self, reverse: ReverseChain, batch: Batch, draw: int) -> tuple[LogLikelihood, Tensor]:
@@ -311,13 +314,6 @@ class Dequantized(Estimator):
             indices=batch.indices,
         )
         return inner, log_density.cpu()
-
-    def _average(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Value, standard error and its degrees of freedom from the draws, (n, R)."""
-        if self.importance:
-            return log_mean_exp(log_w), weights_std_error(log_w), None
-        value, std_error = mean_of_draws(log_w)
-        return value, std_error, torch.full_like(value, log_w.shape[1] - 1)
 
     def _kind(self, inner: Kind) -> Kind:
         # averaged logs lie below the log of the average: what was above may now be anywhere

@@ -7,59 +7,34 @@ Its bias falls as 1/K where the weights have a variance; the jackknife removes t
 
     K L̂_K − (K − 1) mean_k L̂_{K−1}^{(−k)}                        (Nowozin, 2018)
 
-and is then no bound any more.
+and is then no bound any more.  Either has the standard error of the jackknife (``statistics``).
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.path import check_count
 from pyrodiff.likelihood.paths import path_weights
 from pyrodiff.likelihood.result import LogLikelihood
+from pyrodiff.likelihood.statistics import (
+    log_mean_exp,
+    log_mean_of_weights,
+    pseudo_values,
+    weights_std_error,
+)
 
 __all__ = ["ImportanceBound", "log_mean_exp", "weights_std_error"]
-
-
-def log_mean_exp(log_w: Tensor) -> Tensor:
-    """log of the mean of e^{log w} over the last axis."""
-    return log_w.logsumexp(-1) - math.log(log_w.shape[-1])
-
-
-def weights_std_error(log_w: Tensor) -> Tensor:
-    """Standard error of log mean w over the last axis, by the delta method; NaN for K = 1.
-
-    s_w / (w̄ √K) with s_w the weights' standard deviation.  Heavy-tailed weights make it too small
-    (Pareto k̂ of 0.4: by a tenth at K = 16), and it never exceeds 1: near 1 it says that one weight
-    has all the say, not that the error is 1 nat.
-    """
-    count = log_w.shape[-1]
-    if count == 1:
-        return torch.full_like(log_w[..., 0], torch.nan)
-    share = log_w.softmax(-1) - 1 / count
-    return (share.square().sum(-1) * count / (count - 1)).sqrt()
-
-
-def _jackknife(log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """The debiased log mean w and its jackknife standard error, from (…, K), K ≥ 2."""
-    count = log_w.shape[-1]
-    whole = log_mean_exp(log_w)
-    # log Σ of the others, from the sums on either side: no subtraction of nearly equal sums
-    none = torch.full_like(log_w[..., :1], -torch.inf)
-    before = torch.cat([none, log_w[..., :-1].logcumsumexp(-1)], -1)
-    after = torch.cat([log_w[..., 1:].flip(-1).logcumsumexp(-1).flip(-1), none], -1)
-    left_out = torch.logaddexp(before, after) - math.log(count - 1)
-    pseudo = count * whole.unsqueeze(-1) - (count - 1) * left_out
-    return pseudo.mean(-1), pseudo.std(-1) / math.sqrt(count)
 
 
 @dataclass(frozen=True)
 class ImportanceBound(Estimator):
     """A lower bound on log p_θ(x_0), tighter with every particle, from K · T network calls.
+
+    Standard errors are NaN for fewer than 8 particles, and for weights so heavy that their number
+    does not tell the error; ``remarks`` says so.
 
     Args:
         particles: K.
@@ -84,10 +59,9 @@ class ImportanceBound(Estimator):
 
     def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
         log_w = path_weights(reverse, batch, self.particles)
+        value, std_error, freedom, remarks = log_mean_of_weights(log_w)
         if self.jackknife:
-            value, std_error = _jackknife(log_w)
-        else:
-            value, std_error = log_mean_exp(log_w), weights_std_error(log_w)
+            value = pseudo_values(log_w).mean(-1)
         return LogLikelihood(
             value,
             std_error,
@@ -95,5 +69,7 @@ class ImportanceBound(Estimator):
             torch.full(value.shape, self.particles * reverse.num_steps),
             reverse.event_shape.numel(),
             repr(self),
+            degrees_of_freedom=freedom,
             log_weights=log_w,
+            remarks=remarks,
         )

@@ -8,13 +8,14 @@ those that will explain x_0 badly are replaced by copies of those that will do i
 E Ẑ = p_θ(x_0) for any twist, K and threshold, E log Ẑ ≤ log p_θ(x_0) (Maddison et al., 2017).
 Without resampling Ẑ is the mean of K path weights, the importance bound.
 
-The standard error is read off the genealogy: with W_e the share of Ẑ that descends from the
-first particle e,
+The standard error is read off the genealogy: the jackknife's (``statistics``) over the K first
+particles, each with the share W_e of Ẑ that descends from it, which to first order is
 
     se² = K/(K − 1) Σ_e (W_e − 1/K)²      (Chan and Lai, 2013; Lee and Whiteley, 2018)
 
-which without resampling is the importance bound's.  Resampling here is systematic, which varies
-less than the multinomial one that this is for: it errs on the large side.
+and without resampling is the importance bound's.  Resampling here is systematic, which varies less
+than the multinomial one that this is for: it errs on the large side, and by too much to be of use
+where half of the first particles or more have no descendants.
 """
 
 import warnings
@@ -27,17 +28,20 @@ from torch import Tensor
 from pyrodiff.chains import ReverseChain
 from pyrodiff.denoisers import Prediction
 from pyrodiff.likelihood.estimator import Batch, Estimator
-from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
 from pyrodiff.likelihood.path import check_count
 from pyrodiff.likelihood.paths import Move, first, last, move, path_weights
 from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.likelihood.smc import ParticleFilter, Population, Proposal, eve_weights
+from pyrodiff.likelihood.statistics import Summary, log_mean_exp, log_mean_of_weights
 from pyrodiff.likelihood.twists import DenoisedTwist, Twist
 from pyrodiff.streams import NoiseStreams
 
 __all__ = ["ParticleBound"]
 
-_HANDFUL = 5  # fewer ancestors than this say nothing about the spread of their descendants
+EXTINCT = (
+    "Some standard errors are NaN: half of the first particles or more have no descendants, and "
+    "the rest do not tell the error."
+)
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ class ParticleBound(Estimator):
     ``log_weights`` of the result are sums over the descendants of each first particle, −∞ where
     there are none: their log mean is the value, and their effective number is that of independent
     particles, which resampling brings down to a few over a long chain however good the value.
-    The standard error is NaN where fewer than five of them (or than K) are left, as it then cannot
-    be known from one run; it does not exceed 1 whatever the true one.
+    The standard error is NaN where half of them or fewer are left, as it then cannot be known from
+    one run, and for fewer than 8 particles or weights too heavy; ``remarks`` says which.
 
     Args:
         particles: K.
@@ -109,16 +113,19 @@ class ParticleBound(Estimator):
         population = self._propagate(reverse, batch)
         batch.failures.add(batch.indices, population.failed)
         log_w = eve_weights(population)
-        value, resampled = log_mean_exp(log_w), population.resamplings > 0
+        value, std_error, freedom, remarks = _summary(log_w)
+        resampled = population.resamplings > 0
         calls = torch.full(value.shape, self.particles * reverse.num_steps)
         result = LogLikelihood(
             value,
-            _std_error(log_w),
+            std_error,
             "lower bound",
             calls,
             reverse.event_shape.numel(),
             repr(self),
+            degrees_of_freedom=freedom,
             log_weights=log_w,
+            remarks=remarks,
         )
         if not self.compare:
             return result
@@ -139,11 +146,15 @@ class ParticleBound(Estimator):
         return engine.run(reverse, guide, potential, batch.seed, batch.indices, batch.context).cpu()
 
 
-def _std_error(log_w: Tensor) -> Tensor:
-    """The formula above; NaN where too few first particles have descendants."""
-    count = log_w.shape[1]
-    known = (log_w > -torch.inf).sum(1) >= min(_HANDFUL, count)
-    return torch.where(known, weights_std_error(log_w), torch.nan)
+def _summary(log_w: Tensor) -> Summary:
+    """Of the weights by first particle, (n, K); an error of NaN where half or more are 0."""
+    summary = log_mean_of_weights(log_w)
+    extinct = log_w.isneginf().sum(1) >= 0.5 * log_w.shape[1]
+    if not bool(extinct.any()):
+        return summary
+    remarks = "\n".join(filter(None, (summary.remarks, EXTINCT)))
+    std_error = summary.std_error.masked_fill(extinct, torch.nan)
+    return summary._replace(std_error=std_error, remarks=remarks)
 
 
 def _some(batch: Batch, chosen: Tensor) -> Batch:

@@ -13,6 +13,7 @@ E[log w] is the variational bound.  Sums over the path are kept in float64; wher
 is not finite, the path's weight is NaN.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -27,7 +28,16 @@ from pyrodiff.kernels import Step
 from pyrodiff.likelihood.estimator import Batch
 from pyrodiff.streams import NoiseStreams
 
-__all__ = ["Move", "first", "last", "move", "path_rows", "path_weights", "predict"]
+__all__ = [
+    "Move",
+    "first",
+    "last",
+    "log_ratios",
+    "move",
+    "path_rows",
+    "path_weights",
+    "predict",
+]
 
 
 class Move(NamedTuple):
@@ -113,19 +123,31 @@ def predict(reverse: ReverseChain, x_t: Tensor, t: int, context: Tensor | None) 
     return reverse.predict(x_t, t, step, context)
 
 
-def _path(
+def log_ratios(
     reverse: ReverseChain, x_0: Tensor, context: Tensor | None, streams: NoiseStreams
-) -> tuple[Tensor, Tensor]:
-    """log w of one path per row, in T network calls of all rows, and where it failed; (rows,)."""
-    x, total = first(reverse, x_0, streams.normal(x_0))
-    failed = failed_at(NOTHING_FAILED, reverse.num_steps, total)
+) -> Iterator[Tensor]:
+    """The T + 1 summands of log w of one path per row, shape (rows,) each, in T network calls.
+
+    The n-th after the first is that of x_{T−n} given x_{T−n+1}.
+    """
+    x, log_ratio = first(reverse, x_0, streams.normal(x_0))
+    yield log_ratio
     for t in range(reverse.num_steps, 1, -1):
         prediction = predict(reverse, x, t, context)
         x, log_ratio = move(reverse, x, x_0, t, streams.normal(x), prediction)
+        yield log_ratio
+    yield last(reverse, x, x_0, predict(reverse, x, 1, context))
+
+
+def _path(
+    reverse: ReverseChain, x_0: Tensor, context: Tensor | None, streams: NoiseStreams
+) -> tuple[Tensor, Tensor]:
+    """log w of one path per row, and the step where it failed; (rows,)."""
+    total, failed = x_0.new_zeros(len(x_0), dtype=torch.float64), NOTHING_FAILED
+    steps = itertools.chain([reverse.num_steps], range(reverse.num_steps, 0, -1))
+    for t, log_ratio in zip(steps, log_ratios(reverse, x_0, context, streams), strict=True):
         total += log_ratio
         failed = failed_at(failed, t, total)
-    total += last(reverse, x, x_0, predict(reverse, x, 1, context))
-    failed = failed_at(failed, 1, total)
     return total.masked_fill(failed > 0, torch.nan), failed
 
 

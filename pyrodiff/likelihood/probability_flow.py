@@ -34,11 +34,11 @@ from pyrodiff.denoisers import MeanDenoiser
 from pyrodiff.finite import failed_at
 from pyrodiff.kernels import Step, marginal_coefficients
 from pyrodiff.likelihood.estimator import Batch, Estimator
-from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
-from pyrodiff.likelihood.path import check_count, mean_of_draws
+from pyrodiff.likelihood.path import check_count
 from pyrodiff.likelihood.paths import last, path_rows, predict
 from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.likelihood.solver import solve
+from pyrodiff.likelihood.statistics import log_mean_of_weights, mean_of_draws
 from pyrodiff.streams import NoiseStreams
 
 __all__ = ["ProbabilityFlow", "divergence"]
@@ -157,7 +157,8 @@ class ProbabilityFlow(Estimator):
             divergence, there is one solve, with error 0 (the solver's is not counted).
         importance: the log of the draws' mean, not the mean of their logs: tighter, and its
             exponential is unbiased; needs the variational offset and the exact divergence.  A
-            model with much of its x_1 off q(x_1 | x_0) of any data has weights too heavy for it.
+            model with much of its x_1 off q(x_1 | x_0) of any data has weights too heavy for it:
+            their standard error is NaN then, as for fewer than 8 draws.
         exact_up_to: dimensions up to which the divergence is exact.
         rtol, atol: the solver's tolerances for a step, of x and of log p in nats; the error of
             the value is some ten to a hundred times larger.
@@ -228,8 +229,8 @@ class ProbabilityFlow(Estimator):
         calls = torch.cat([part.calls for part in parts]).reshape(len(batch), count)
         failed = torch.cat([part.failed for part in parts]).reshape(len(batch), count)
         batch.failures.add(batch.indices, failed.amax(1))
-        value, std_error = self._average(log_w)
-        known = not certain and not self.importance
+        average = log_mean_of_weights if self.importance else mean_of_draws
+        value, std_error, freedom, remarks = average(log_w)
         return LogLikelihood(
             value,
             torch.zeros_like(value) if certain else std_error,
@@ -237,15 +238,10 @@ class ProbabilityFlow(Estimator):
             calls.sum(1),
             reverse.event_shape.numel(),
             repr(self),
-            degrees_of_freedom=torch.full_like(value, count - 1) if known else None,
+            degrees_of_freedom=None if certain else freedom,
             log_weights=log_w if self.offset == "variational" else None,
+            remarks="" if certain else remarks,
         )
-
-    def _average(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and standard error from the draws, (n, draws); an error of NaN for one draw."""
-        if self.importance:
-            return log_mean_exp(log_w), weights_std_error(log_w)
-        return mean_of_draws(log_w)
 
     def _solves(
         self, reverse: ReverseChain, x_0: Tensor, context: Tensor | None, streams: NoiseStreams

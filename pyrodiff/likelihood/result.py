@@ -31,7 +31,7 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
 _RENAMED = {"value": "log_likelihood", "terms": "term", "timesteps": "timestep"}
 _FLOATS, _TYPES = ("float32", "float64"), {"calls": ("int64",)}
 _SETTLED = ("kind", "dimensions", "estimator", "shared_calls")  # the same for all parts
-_SCALARS = (*_SETTLED, "model")
+_SCALARS = (*_SETTLED, "model", "remarks")
 
 FEWEST_WEIGHTS = 30  # k̂ rests on the largest fifth: with five of them ArviZ 1.x fits nothing
 
@@ -79,6 +79,7 @@ class LogLikelihood:
             has to stand comparison with it; else None.
         shared_calls: network calls made once for all samples, on other data (a pilot).
         model: a checksum by which the model is known again, or empty.
+        remarks: why some errors are NaN, a sentence a line; or empty.
     """
 
     value: Tensor
@@ -94,6 +95,7 @@ class LogLikelihood:
     reference: Tensor | None = None
     shared_calls: int = 0
     model: str = ""
+    remarks: str = ""
 
     @property
     def network_evaluations(self) -> float:
@@ -103,7 +105,9 @@ class LogLikelihood:
     def mean(self) -> Mean:
         """The mean over samples in nats; errors of NaN where there are too few samples to know.
 
-        Values that are not finite are left out.
+        Values that are not finite are left out.  ``monte_carlo`` is NaN where the error of any
+        sample is: the known ones are not those of the others.  ``between_samples`` holds it all
+        the same.
 
         Warns:
             UserWarning: how many were.
@@ -213,7 +217,8 @@ class LogLikelihood:
         held = {tuple(n for n in _VARIABLES if getattr(part, n) is not None) for part in parts}
         if len(held) > 1:
             raise ValueError(f"Expected parts that hold the same; got {sorted(held)}.")
-        joined: dict[str, Any] = {}
+        lines = (line for part in parts for line in part.remarks.splitlines())
+        joined: dict[str, Any] = {"remarks": "\n".join(dict.fromkeys(lines))}
         if any(part.model != first.model for part in parts):
             joined["model"] = ""
         for name in _VARIABLES:
@@ -264,7 +269,7 @@ def read_result(path: str | Path) -> tuple[LogLikelihood, dict[str, Any]]:
         ValueError: a result of another version, a damaged file, or none of ours.
     """
     variables, attributes = read_netcdf(Path(path))
-    attributes = {"model": ""} | attributes
+    attributes = {"model": "", "remarks": ""} | attributes
     tensors = _read_tensors(variables, path)
     names = [*_SCALARS, "value", "std_error", "calls"]
     missing = [name for name in names if name not in attributes and name not in tensors]

@@ -31,15 +31,20 @@ from pyrodiff.chains import ReverseChain
 from pyrodiff.decoders import check_finite
 from pyrodiff.finite import NOTHING_FAILED, Failures, failed_at
 from pyrodiff.likelihood.estimator import Batch, noise_seed
-from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
 from pyrodiff.likelihood.path import check_count
 from pyrodiff.likelihood.paths import Move, path_weights
 from pyrodiff.likelihood.result import Kind, LogLikelihood, Mean
+from pyrodiff.likelihood.statistics import Summary, log_mean_exp, log_mean_of_weights
 from pyrodiff.modes import evaluation_mode
 from pyrodiff.serialization import fingerprint
 from pyrodiff.streams import NoiseStreams
 
 __all__ = ["Sandwich", "SandwichBound", "generate"]
+
+UNKNOWN = (
+    "Standard errors of the upper bound are NaN: one draw from the posterior does not tell its "
+    "spread."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,22 +179,26 @@ class SandwichBound:
         batch = Batch(exact, context, indices, noise_seed(seed), rows, failures)
         log_w = path_weights(reverse, batch, self.particles)
         mixed = torch.cat([log_w_generating.cpu().unsqueeze(1), log_w[:, :-1]], 1)
-        unknown = torch.full((len(x_0),), torch.nan, dtype=torch.float64)
+        above = log_mean_exp(mixed)
+        unknown = torch.full_like(above, torch.nan)
+        upper = Summary(above, unknown, torch.zeros_like(above), UNKNOWN)
         return Sandwich(
             x_0,
-            self._result(reverse, log_w, weights_std_error(log_w), "lower bound"),
-            self._result(reverse, mixed, unknown, "upper bound"),
+            self._result(reverse, log_w, log_mean_of_weights(log_w), "lower bound"),
+            self._result(reverse, mixed, upper, "upper bound"),
         )
 
     def _result(
-        self, reverse: ReverseChain, log_w: Tensor, std_error: Tensor, kind: Kind
+        self, reverse: ReverseChain, log_w: Tensor, summary: Summary, kind: Kind
     ) -> LogLikelihood:
         return LogLikelihood(
-            log_mean_exp(log_w),
-            std_error,
+            summary.value,
+            summary.std_error,
             kind,
-            torch.full(std_error.shape, self.particles * reverse.num_steps),
+            torch.full(summary.value.shape, self.particles * reverse.num_steps),
             reverse.event_shape.numel(),
             repr(self),
+            degrees_of_freedom=summary.degrees_of_freedom,
             log_weights=log_w,
+            remarks=summary.remarks,
         )
