@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
-from pyrodiff.likelihood.result import LogLikelihood
+from pyrodiff.likelihood.result import LogLikelihood, sample_checksums
 from pyrodiff.serialization import fingerprint
 from pyrodiff.streams import derived_seed
 
@@ -119,4 +119,10 @@ class Estimator(ABC):
                     progress(some.stop, torch.cat([part.value for part in parts]))
         finally:
             reverse.train(training)
-        return replace(LogLikelihood.concatenate(parts), model=model)
+        return replace(
+            LogLikelihood.concatenate(parts),
+            model=model,
+            unbiased_weights=self.unbiased_weights,
+            indices=torch.tensor(list(indices), dtype=torch.int64),
+            checksums=sample_checksums(x_0, context),
+        )

@@ -1,5 +1,6 @@
 """The result of every estimator: per-sample log-likelihood, its error, and what it cost."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pyrodiff.serialization import write_atomically
 
-__all__ = ["LogLikelihood", "Mean"]
+__all__ = ["LogLikelihood", "Mean", "sample_checksums"]
 
 Kind = Literal["lower bound", "upper bound", "estimate"]
 
@@ -24,10 +25,14 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
     "terms": ("sample", "timestep"),
     "log_weights": ("sample", "particle"),
     "reference": ("sample",),
+    "indices": ("sample",),
+    "checksums": ("sample",),
 }
+_SAMPLES = ("indices", "checksums")  # of which samples; parts may not know it
 _RENAMED = {"value": "log_likelihood", "terms": "term"}
 _SETTLED = ("kind", "dimensions", "estimator", "shared_calls")  # the same for all parts
-_SCALARS = (*_SETTLED, "model")
+_UNKNOWN: dict[str, Any] = {"model": "", "unbiased_weights": 0}  # where a file does not say
+_SCALARS = (*_SETTLED, *_UNKNOWN)
 
 FEWEST_WEIGHTS = 30  # k̂ rests on the largest fifth: with five of them ArviZ 1.x fits nothing
 
@@ -41,6 +46,24 @@ def _fitted_k(log_weights: Any) -> Any:
     from arviz_stats.base import array_stats
 
     return array_stats.psislw(-log_weights, axis=-1)[1]  # it takes log-likelihoods
+
+
+def sample_checksums(x_0: Tensor, context: Tensor | None = None) -> Tensor:
+    """A checksum of each sample and its context, int64, shape (N,).
+
+    Of the values as float32, so that the precision of a model does not tell its samples apart.
+
+    Args:
+        x_0: shape (N, …), in the units of the model.
+        context: shape (N, …) or None.
+    """
+    parts = [x_0] if context is None else [x_0, context]
+    rows = [(part.detach().cpu().float() + 0.0).contiguous().numpy() for part in parts]  # no −0
+    digests = [
+        hashlib.blake2b(b"".join(row[place].tobytes() for row in rows), digest_size=8).digest()
+        for place in range(len(x_0))
+    ]
+    return torch.tensor([int.from_bytes(each, "little", signed=True) for each in digests])
 
 
 class Mean(NamedTuple):
@@ -75,6 +98,9 @@ class LogLikelihood:
             has to stand comparison with it; else None.
         shared_calls: network calls made once for all samples, on other data (a pilot).
         model: a checksum by which the model is known again, or empty.
+        unbiased_weights: whether exp(value) is unbiased for p_θ(x); False also where unknown.
+        indices: the place of each sample in its data set, int64, (N,), or None where unknown.
+        checksums: of each sample and its context (``sample_checksums``), int64, (N,), or None.
     """
 
     value: Tensor
@@ -90,6 +116,9 @@ class LogLikelihood:
     reference: Tensor | None = None
     shared_calls: int = 0
     model: str = ""
+    unbiased_weights: bool = False
+    indices: Tensor | None = None
+    checksums: Tensor | None = None
 
     @property
     def network_evaluations(self) -> float:
@@ -170,11 +199,18 @@ class LogLikelihood:
                 moved[name] = tensor + offset
         return replace(self, **moved)
 
+    def select(self, samples: slice | Sequence[int] | Tensor) -> "LogLikelihood":
+        """The result of some of the samples, by their places in this one."""
+        some = samples if isinstance(samples, slice | Tensor) else torch.tensor(list(samples))
+        each = {name: getattr(self, name) for name in _VARIABLES}
+        return replace(self, **{k: v[some] for k, v in each.items() if v is not None})
+
     @staticmethod
     def concatenate(parts: Sequence["LogLikelihood"]) -> "LogLikelihood":
         """The results of the parts of a data set, by the same estimator, as one.
 
-        Parts of several models (training seeds, say) give a result whose ``model`` is empty.
+        Parts of several models (training seeds, say) give a result whose ``model`` is empty, and
+        parts of which one does not know its samples a result that does not.
 
         Raises:
             ValueError: no parts, or parts of different estimators.
@@ -186,15 +222,17 @@ class LogLikelihood:
             values = {getattr(part, name) for part in parts}
             if len(values) > 1:
                 raise ValueError(f"Expected parts with one {name}; got {sorted(map(str, values))}.")
-        held = {tuple(n for n in _VARIABLES if getattr(part, n) is not None) for part in parts}
+        names = [name for name in _VARIABLES if name not in _SAMPLES]
+        held = {tuple(n for n in names if getattr(part, n) is not None) for part in parts}
         if len(held) > 1:
             raise ValueError(f"Expected parts that hold the same; got {sorted(held)}.")
-        joined: dict[str, Any] = {}
+        joined: dict[str, Any] = {"unbiased_weights": all(part.unbiased_weights for part in parts)}
         if any(part.model != first.model for part in parts):
             joined["model"] = ""
         for name in _VARIABLES:
-            if getattr(first, name) is not None:
-                joined[name] = torch.cat([getattr(part, name) for part in parts])
+            tensors = [getattr(part, name) for part in parts]
+            known = all(tensor is not None for tensor in tensors)
+            joined[name] = torch.cat(tensors) if known else None
         return replace(first, **joined)
 
     def to_dataset(self, **attributes: Any) -> Any:
@@ -208,6 +246,7 @@ class LogLikelihood:
                 data[_RENAMED.get(name, name)] = (dimensions, value.numpy())
         coords = {} if self.timesteps is None else {"timestep": self.timesteps.double().numpy()}
         held = {name: getattr(self, name) for name in _SCALARS} | {"units": "nats"}
+        held["unbiased_weights"] = int(self.unbiased_weights)  # netCDF has no bool
         return xarray.Dataset(data, coords=coords, attrs=held | attributes)
 
     def to_inference_data(self, observed: Any = None, coords: Any = None, **attributes: Any) -> Any:
@@ -245,7 +284,7 @@ def read_result(path: str | Path) -> tuple[LogLikelihood, dict[str, Any]]:
         raise FileNotFoundError(f"Expected a file {path}; got nothing there.")
     with xarray.open_dataset(path, engine="h5netcdf") as dataset:
         dataset.load()
-    told = {"model": ""} | dataset.attrs
+    told = _UNKNOWN | dataset.attrs
     missing = [name for name in _SCALARS if name not in told]
     if missing:
         raise ValueError(
@@ -261,5 +300,6 @@ def read_result(path: str | Path) -> tuple[LogLikelihood, dict[str, Any]]:
         held["timesteps"] = torch.tensor(dataset["timestep"].values)
     for name in ("dimensions", "shared_calls"):
         held[name] = int(held[name])
+    held["unbiased_weights"] = bool(held["unbiased_weights"])
     assert held.keys() <= {field.name for field in fields(LogLikelihood)}
     return LogLikelihood(**held), told
