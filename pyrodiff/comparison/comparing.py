@@ -162,10 +162,10 @@ def compare(
 
     Raises:
         ValueError: fewer than two models, a model without results, results of different samples
-            as far as they know them, values that are not finite, an unknown reference, clusters that
-            are not one per sample, one trained model as two training seeds, repeats of different
-            numbers or models, paired seeds of which the models have different numbers or one, a
-            level outside (0, 1).
+            as far as they know them, values that are not finite, an unknown reference, clusters
+            that are not one per sample, one trained model as two training seeds, repeats of
+            different numbers or models, paired seeds of which the models have different numbers or
+            one, a level outside (0, 1).
         FileNotFoundError: a path where there is no result.
 
     Examples:

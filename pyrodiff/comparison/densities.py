@@ -27,7 +27,7 @@ from torch import Tensor
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.importance import log_mean_exp
 
-__all__ = ["SHARE", "as_densities", "excess"]
+__all__ = ["SHARE", "as_densities", "excess", "is_noisy", "total_error"]
 
 SHARE = 0.1  # of the standard error of a score, up to which what noise adds to it is negligible
 
@@ -37,10 +37,16 @@ def excess(result: LogLikelihood) -> float:
     return float(result.std_error.double().square().sum()) / 2
 
 
-def _total_error(values: Tensor) -> float:
-    """√(N Var) of the sum over samples of the log mean density, values (S, N)."""
-    score = log_mean_exp(values.double().T)
-    return math.sqrt(len(score)) * float(score.std()) if len(score) > 1 else math.nan
+def total_error(score: Tensor) -> float:
+    """√(N Var), the standard error of a sum over samples, (N,)."""
+    return math.sqrt(len(score)) * float(score.double().std()) if len(score) > 1 else math.nan
+
+
+def is_noisy(result: LogLikelihood) -> bool:
+    """Whether a mixture of such models would gain from their noise alone."""
+    if not bool((result.std_error != 0).any()):
+        return False
+    return not excess(result) <= SHARE * total_error(result.value)
 
 
 def _weights(result: LogLikelihood) -> Tensor | None:
@@ -74,7 +80,7 @@ def as_densities(results: Sequence[LogLikelihood], use: str) -> tuple[Tensor, st
         ]
         return torch.stack(means), "log of the mean of the weights, which is unbiased for a density"
     more = sum(0.0 if r.unbiased_weights else excess(r) for r in results) / len(results)
-    error = _total_error(values)
+    error = total_error(log_mean_exp(values.T))
     if more <= SHARE * error:
         return values, f"noise adds at most {more:.2g} nats in all to a score of error {error:.2g}"
     raise ValueError(

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrodiff.comparison.densities import as_densities
+from pyrodiff.comparison.densities import as_densities, is_noisy
 from pyrodiff.comparison.evaluated import same_model
 from pyrodiff.comparison.samples import check_samples
 from pyrodiff.likelihood import LogLikelihood
@@ -190,10 +190,8 @@ def to_inference_data(
     provenance = _attributes(several, attributes)
     if len(several) > 1:
         values, provenance["noise"] = as_densities(several, "an ensemble's densities")
-        held_out = groups["held_out"]
-        groups["held_out"] = held_out.assign(
-            log_density=((*_DRAWS, "sample"), values[None].numpy())
-        )
+        log_density = ((*_DRAWS, "sample"), values.unsqueeze(0).numpy())
+        groups["held_out"] = groups["held_out"].assign(log_density=log_density)
     if observed is not None:
         groups["observed_data"] = _observed(observed, samples, held, rest)
     return _assembled({name: group.assign_attrs(provenance) for name, group in groups.items()})
@@ -229,7 +227,9 @@ def to_elpd(results: Any) -> Any:
             mean density is scored: log mean_s p_s(x_i).
 
     Returns:
-        with an attribute ``noise`` that says why exp of the values may be taken.
+        with an attribute ``noise`` that says why exp of the values may be taken, and a ``warning``
+        where they are noisy all the same: differences hold, but ArviZ's weights of several models
+        are drawn to equal ones.
 
     Raises:
         ValueError: as of ``to_inference_data``, and for one model, too: ``arviz.compare`` takes exp
@@ -244,7 +244,7 @@ def to_elpd(results: Any) -> Any:
         "p": 0.0,
         "n_samples": len(several),
         "n_data_points": len(elpd_i),
-        "warning": False,
+        "warning": any(is_noisy(result) for result in several),
     }
     data = _elpd_data(figures, elpd_i)
     object.__setattr__(data, "noise", noise)

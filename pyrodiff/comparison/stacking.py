@@ -23,7 +23,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from pyrodiff.comparison.densities import SHARE, excess
+from pyrodiff.comparison.densities import SHARE, excess, total_error
 from pyrodiff.comparison.samples import check_samples
 from pyrodiff.likelihood import LogLikelihood
 
@@ -67,7 +67,7 @@ def stacking_weights(results: Mapping[str, LogLikelihood | Tensor]) -> dict[str,
 
 def _check_noise(results: Mapping[str, LogLikelihood], values: Mapping[str, Tensor]) -> None:
     noise = {n: excess(each) for n, each in results.items() if bool((each.std_error != 0).any())}
-    errors = [_total_error(values[a] - values[b]) for a, b in combinations(values, 2)]
+    errors = [total_error(values[a] - values[b]) for a, b in combinations(values, 2)]
     error = min(errors, default=math.inf)
     for name, more in noise.items():
         if not more <= SHARE * error:
@@ -76,12 +76,6 @@ def _check_noise(results: Mapping[str, LogLikelihood], values: Mapping[str, Tens
                 f"mixture by {more:.3g} nats in all, and the error of a difference is {error:.3g} "
                 "(a tenth of it is negligible). Use more calls; compare() needs no exp."
             )
-
-
-def _total_error(d: Tensor) -> float:
-    """√(N Var) of a sum of differences."""
-    spread = float(d.std()) if len(d) > 1 else math.nan
-    return math.sqrt(len(d)) * spread
 
 
 def _solve(p: Tensor) -> Tensor:

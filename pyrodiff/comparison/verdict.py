@@ -10,7 +10,7 @@ weights give one by how the bound grows with K.  Where it lacks c/K, as it does 
 variance (Burda et al., 2016; Nowozin, 2018), log p − L_K = L_K − L_{K/2}; where it grows more
 slowly, it lacks more.  Here
 
-    g ≤ 4 (L_K − L_{K/2})    where the weights of a sample have at least 5 effective ones on average.
+    g ≤ 4 (L_K − L_{K/2})    where a sample has at least 5 effective weights on average.
 
 The factor is measured, not derived: over chains with exact log p (Gaussians and mixtures in 1 to 32
 dimensions, 4 to 24 steps, small and large variances, K = 8 to 32) the ratio is 0.4 to 2.7 with at
