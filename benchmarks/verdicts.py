@@ -10,8 +10,8 @@
   "likely" is wrong, and a repeat counts as wrong with one or more.
 - skewed: two models of one expectation, whose difference has the law of −(e^{sz} − E e^{sz}).
 
-Repeats are n samples without replacement from a pool of 4,000 exact values and 32 weights each, for K = 8
-a block of them, so that repeats share some samples at n = 500.
+Repeats are n samples without replacement from a pool of 4,000 exact values with 32 weights each,
+for K = 8 a block of them, so that repeats share some samples at n = 500.
 """
 
 import os

@@ -152,12 +152,12 @@ class Error(NamedTuple):
 
     def probability(self, value: float) -> float:
         """That the expectation of ``value`` is positive."""
-        from scipy import optimize, stats
+        from scipy import optimize, special
 
         if not self.std_error > 0:
             return math.nan if value == 0 or math.isnan(self.std_error) else float(value > 0)
         if not self.seeds > 0:
-            return float(stats.t.cdf(value / self.std_error, self.clusters - 1))
+            return float(special.stdtr(self.clusters - 1, value / self.std_error))
         # the level at which the interval ends at zero
         most = 1 - 1e-12
         if self.half_width(most) <= abs(value):
@@ -167,9 +167,9 @@ class Error(NamedTuple):
 
 
 def _student(probability: float, freedom: float) -> float:
-    from scipy import stats
+    from scipy import special
 
-    return float(stats.t.ppf(probability, freedom))
+    return float(special.stdtrit(freedom, probability))
 
 
 def skewed_quantile(probability: float, count: int, skewness: float) -> float:
@@ -264,13 +264,14 @@ def mean_error(d: Tensor, models: Sequence[Tensor], clusters: Tensor) -> Error:
 
 def skewness(d: Tensor, clusters: Tensor) -> float:
     """γ of the clusters' sums of d, shape (N,), corrected for their number; 0 where unknown."""
-    from scipy import stats
-
     count = int(clusters.max()) + 1
     sums = torch.zeros(count, dtype=d.dtype).index_add(0, clusters, d - d.mean())
-    if count < 3 or not float(sums.std()) > 1e-12 * float(d.abs().max()):
+    sums = sums - sums.mean()
+    variance = float(sums.square().mean())
+    if count < 3 or not variance > (1e-12 * float(d.abs().max())) ** 2:
         return 0.0
-    return float(stats.skew(sums.numpy(), bias=False))
+    plain = float(sums.pow(3).mean()) / variance**1.5
+    return plain * math.sqrt(count * (count - 1)) / (count - 2)
 
 
 class Design(NamedTuple):

@@ -72,8 +72,10 @@ class _Side(NamedTuple):
     lower: _Reach
     upper: _Reach
     mean: float
-    half: float
-    needed: int  # samples for the skewness at hand; 0: as many as there are will do
+    plain: float  # half the interval
+    half: float  # the same for the skewness at hand
+    needed: int  # clusters for that
+    clusters: int
 
     @property
     def unknown(self) -> bool:
@@ -83,7 +85,8 @@ class _Side(NamedTuple):
     def clear(self) -> bool:
         if self.unknown or math.isnan(self.half):
             return False
-        return self.mean > (_CLEAR * self.half if self.needed else self.half)
+        skewed = self.needed > self.clusters
+        return self.mean > (_CLEAR * self.half if skewed else self.half)
 
 
 # -- how much a bound lacks ------------------------------------------------------------------------
@@ -187,9 +190,9 @@ def _side(better: Evaluated, worse: Evaluated, d: Tensor, design: Design) -> _Si
     lower, upper = _mean_reach(better, -1), _mean_reach(worse, 1)
     least = d + lower.shift - upper.shift
     error, gamma = design.error(least, better, worse), skewness(least, design.clusters)
-    half = error.half_width(design.verdict_level, gamma)
+    halves = (error.half_width(design.verdict_level, each) for each in (0.0, gamma))
     needed = math.ceil(_COCHRAN * min(0.0, gamma) ** 2)
-    return _Side(lower, upper, float(least.mean()), half, needed if needed > error.clusters else 0)
+    return _Side(lower, upper, float(least.mean()), *halves, needed, error.clusters)
 
 
 def _reason(worse: LogLikelihood, certain: bool) -> str:
@@ -216,9 +219,10 @@ def _undecided(
         why = reach.unknown.replace("{name}", f"{{{name}}}")
         text = f"differ by what may be looseness of the bounds alone: {why}"
         return text, Advice(particles=reach.particles)
-    if side.needed and side.mean > side.half:
+    if side.mean > side.plain:
         text = f"have differences too skewed for {clusters} samples"
-        return text, Advice(samples=math.ceil(side.needed * samples / clusters))
+        needed = max(side.needed, 2 * clusters)
+        return text, Advice(samples=math.ceil(needed * samples / clusters))
     text = "differ by what may be looseness of the bounds alone"
     if side.upper.particles is not None:
         return text, Advice(particles=side.upper.particles)
