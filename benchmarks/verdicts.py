@@ -10,7 +10,7 @@
   "likely" is wrong, and a repeat counts as wrong with one or more.
 - skewed: two models of one expectation, whose difference has the law of −(e^{sz} − E e^{sz}).
 
-Repeats are n samples without replacement from a pool of 3,000 exact values with 32 weights each,
+Repeats are n samples without replacement from a pool of 2,000 exact values with 32 weights each,
 for K = 8 a block of them, so that repeats share some samples at n = 500.
 """
 
@@ -64,7 +64,7 @@ class Pair(NamedTuple):
 
 
 PAIRS = {
-    "large variance, 4 steps, d = 16": Pair(4, FixedLarge(), 16, 0.525),
+    "large variance, 4 steps, d = 8": Pair(4, FixedLarge(), 8, 0.525),
     "small variance, 24 steps, d = 4": Pair(24, FixedSmall(), 4, 0.37),
     "small variance, 8 steps, d = 4": Pair(8, FixedSmall(), 4, 0.53),
 }
@@ -183,7 +183,7 @@ def main() -> None:
     """Print the tables and store their figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=1000)
-    parser.add_argument("--samples", type=int, default=3_000)
+    parser.add_argument("--samples", type=int, default=2_000)
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(1)
