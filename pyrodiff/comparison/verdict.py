@@ -190,9 +190,10 @@ def _side(better: Evaluated, worse: Evaluated, d: Tensor, design: Design) -> _Si
     lower, upper = _mean_reach(better, -1), _mean_reach(worse, 1)
     least = d + lower.shift - upper.shift
     error, gamma = design.error(least, better, worse), skewness(least, design.clusters)
-    halves = (error.half_width(design.verdict_level, each) for each in (0.0, gamma))
+    plain = error.half_width(design.verdict_level)
+    half = error.half_width(design.verdict_level, gamma)
     needed = math.ceil(_COCHRAN * min(0.0, gamma) ** 2)
-    return _Side(lower, upper, float(least.mean()), *halves, needed, error.clusters)
+    return _Side(lower, upper, float(least.mean()), plain, half, needed, error.clusters)
 
 
 def _reason(worse: LogLikelihood, certain: bool) -> str:
