@@ -61,7 +61,7 @@ def _page(report: Report, figures: Sequence[Figure]) -> str:
             f"{found.samples} held-out samples ({report.evaluation.split} split), the same for "
             f"all models. Best by its mean: {found.reference}."
         ),
-        verdicts="".join(_verdict(each, found.level) for each in found.differences),
+        verdicts="".join(_verdict(each, report) for each in found.differences),
         tables="".join(map(_html_table, tables(report))),
         notes="".join(f'<p class="note">{html.escape(note)}</p>' for note in found.notes),
         figures="".join(map(_html_figure, figures)),
@@ -74,8 +74,8 @@ def _page(report: Report, figures: Sequence[Figure]) -> str:
     )
 
 
-def _verdict(found: Difference, level: float) -> str:
-    measured, verdict = (html.escape(line) for line in words(found, level))
+def _verdict(found: Difference, report: Report) -> str:
+    measured, verdict = (html.escape(line) for line in words(found, report))
     kind = found.status.replace(" ", "-")
     return (
         f'<div class="verdict {html.escape(kind)}"><p>{measured}</p>'

@@ -7,6 +7,7 @@ import math
 import platform
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
@@ -111,16 +112,36 @@ def _error(error: float) -> str:
     return "unknown" if math.isnan(error) else _number(error, error)
 
 
-def words(found: Difference, level: float) -> tuple[str, str]:
-    """What was measured, and what follows for log p."""
-    chance = found.low <= 0 <= found.high
+def words(found: Difference, report: Report) -> tuple[str, str]:
+    """What was measured, and what follows for log p or would decide it."""
+    chance, level = found.low <= 0 <= found.high, report.comparison.level
     figures = f"{_number(abs(found.value), found.std_error)} ± {_error(found.std_error)}"
     measured = (
         f"{found.model} is {'above' if found.value > 0 else 'below'} {found.reference} by {figures}"
         f" nats per sample ({100 * level:g}\u00a0%: {_interval(found)}), "
         + ("which may be chance." if chance else "more than chance.")
     )
-    return measured, f"{found.verdict[:1].upper()}{found.verdict[1:]}."
+    verdict = f"{found.verdict[:1].upper()}{found.verdict[1:]}."
+    return measured, f"{verdict} {to_decide(found, report)}".rstrip()
+
+
+def to_decide(found: Difference, report: Report) -> str:
+    """The command that would decide an open verdict, or what it takes; empty where unknown."""
+    advice, evaluation = found.advice, report.evaluation
+    settings = replace(report.settings, saved=False, repeats=None)
+    if advice.particles is not None:
+        own: dict[str, Any] = {"evaluations": None, "std_error": None}
+        own |= {"estimator": "importance", "particles": advice.particles}
+        evaluation = replace(evaluation, **own)
+    elif advice.samples is not None:
+        available = len(getattr(report.dataset, evaluation.split))
+        if advice.samples > available:
+            short = f"the {evaluation.split} split has {available}"
+            return f"It would take about {advice.samples} samples; {short}."
+        evaluation = replace(evaluation, limit=advice.samples)
+    else:
+        return ""
+    return f"To decide: {_command(report._replace(evaluation=evaluation, settings=settings))}"
 
 
 def reading(report: Report) -> list[str]:
@@ -134,7 +155,9 @@ def reading(report: Report) -> list[str]:
         "of a model with several, its training seeds. “Of which Monte Carlo” is the noise alone, "
         "which more network calls would remove; the rest takes more samples or seeds. Means and "
         "differences are in nats per sample, where higher is better (bits per dimension: lower).",
-        f"An interval covers the expected difference in {100 * found.level:g} % of repetitions.",
+        f"The intervals cover all expected differences in {100 * found.level:g} % of repetitions; "
+        "against the best of several models, which chance helped to be the best, they are wider "
+        "than for one pair.",
     ]
     kinds = {row.kind for row in found.models.values()}
     if "lower bound" in kinds:
@@ -142,7 +165,8 @@ def reading(report: Report) -> list[str]:
             "A lower bound lies below log p by an unknown gap. A higher bound is thus a better "
             "bound, not surely a better model: the lines on log p say what follows for the models. "
             "“Decided” follows from bounds on both sides, “likely” from the trend in the number "
-            "of particles."
+            f"of particles; such a line is wrong in {50 * (1 - found.level):g} % of repetitions "
+            "at most. Else nothing is said, and what would decide stands beside it."
         )
     return lines
 
@@ -225,7 +249,7 @@ def print_comparison(report: Report) -> None:
             shown.add_row(*map(Text, row))
         terminal.print(shown)
     for each in found.differences:
-        for line in words(each, found.level):
+        for line in words(each, report):
             terminal.print(Text(line))
     for note in found.notes:
         terminal.print(Text(note, style="dim"))

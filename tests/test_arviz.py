@@ -1,5 +1,6 @@
 """The export to ArviZ 0.23 (``InferenceData``) and 1.x (``DataTree``): the same tests for both."""
 
+import functools
 import importlib
 import warnings
 from dataclasses import replace
@@ -15,10 +16,16 @@ import pyrodiff
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.comparison import stacking_weights, to_elpd, to_inference_data
 from pyrodiff.denoisers import NoiseDenoiser
-from pyrodiff.likelihood import ImportanceBound, LogLikelihood, PathBound, TermwiseBound
+from pyrodiff.likelihood import (
+    Estimator,
+    ImportanceBound,
+    LogLikelihood,
+    PathBound,
+    TermwiseBound,
+)
 from pyrodiff.likelihood.importance import log_mean_exp
 from pyrodiff.networks import ResidualMLP
-from pyrodiff.oracles import GaussianMixture
+from pyrodiff.oracles import Gaussian, GaussianMixture, linear_log_prob
 from pyrodiff.schedules import LogSNRSchedule
 
 az = importlib.import_module("arviz")
@@ -35,9 +42,15 @@ def chain(stretch: float = 1.0) -> ReverseChain:
     return ReverseChain(NoiseDenoiser(law.network()), forward, (2,))
 
 
-def ensemble(stretches: tuple[float, ...] = (1.0, 1.2, 1.5), n: int = 40) -> list[LogLikelihood]:
-    x = LAW.sample(n, seed=1)
-    return [TermwiseBound(24).estimate(chain(s), x, seed=0) for s in stretches]
+def ensemble() -> list[LogLikelihood]:
+    """Three models, of little noise, so that their densities may be averaged."""
+    return list(_ensemble())
+
+
+@functools.cache
+def _ensemble() -> tuple[LogLikelihood, ...]:
+    x, bound = LAW.sample(40, seed=1), TermwiseBound(1600)
+    return tuple(bound.estimate(chain(s), x, batch_size=4096) for s in (1.0, 1.2, 1.5))
 
 
 def result(value: Tensor) -> LogLikelihood:
@@ -72,8 +85,8 @@ def test_trained_models_are_the_draws() -> None:
     results, x = ensemble(), LAW.sample(40, seed=1)
     data = to_inference_data(results, x, seed=0)
     assert type(data).__name__ == ("DataTree" if NEW else "InferenceData")
-    assert groups(data) == {"log_likelihood", "held_out", "observed_data"}
-    log_p = group(data, "log_likelihood")["x_0"]
+    assert groups(data) == {"held_out", "observed_data"}
+    log_p = group(data, "held_out")["log_density"]
     assert log_p.dims == ("chain", "draw", "sample") and log_p.shape == (1, 3, 40)
     for draw, each in enumerate(results):
         np.testing.assert_array_equal(log_p.sel(chain=0, draw=draw), each.value.numpy())
@@ -115,7 +128,7 @@ def test_coordinates_are_taken() -> None:
     labels, names = [f"image {i}" for i in range(40)], ["height", "width"]
     given = {"sample": labels, "draw": [7, 8, 9], "x_0_dim_0": names}
     data = to_inference_data(ensemble(), LAW.sample(40, seed=1), given)
-    log_p = group(data, "log_likelihood")["x_0"]
+    log_p = group(data, "held_out")["log_density"]
     assert list(log_p["sample"].values) == labels and list(log_p["draw"].values) == [7, 8, 9]
     observed = group(data, "observed_data")["x_0"]
     assert list(observed["x_0_dim_0"].values) == names
@@ -192,6 +205,94 @@ def test_the_elpd_of_an_ensemble_is_that_of_its_mean_density() -> None:
     assert elpd["n_samples"] == 3 and elpd["n_data_points"] == 40
 
 
+# -- noise -----------------------------------------------------------------------------------------
+
+
+def alike(bound: Estimator, seed: int, models: int = 5, n: int = 50) -> tuple[Any, float]:
+    """Models that differ by next to nothing, each with noise of its own, and their exact elpd."""
+    law = Gaussian(torch.zeros(2, dtype=F64), 0.5 * torch.eye(2, dtype=F64))
+    x, forward = law.sample(n, seed=100 + seed), ForwardChain(LogSNRSchedule(4.0, -6.0), 8)
+    several = [
+        ReverseChain(
+            NoiseDenoiser(Gaussian(law.mean + 1e-9 * m, law.covariance).network()), forward, (2,)
+        )
+        for m in range(models)
+    ]
+    results = [
+        bound.estimate(model, x, seed=10 * seed + m, batch_size=4096)
+        for m, model in enumerate(several)
+    ]
+    return results, float(linear_log_prob(several[0], x).sum())
+
+
+@pytest.mark.parametrize("export", [to_inference_data, to_elpd])
+def test_noise_that_raises_a_mean_density_is_refused(export: Any) -> None:
+    """Five models alike: the mean density of noisy values lies above the truth by nats."""
+    results, exact = alike(TermwiseBound(16), 0)
+    values = torch.stack([each.value for each in results], 1)
+    assert float(log_mean_exp(values).sum()) > exact + 10  # what was reported
+    with pytest.raises(ValueError, match="or with noise that is negligible for .*Termwise.* nats"):
+        export(results)
+    with pytest.raises(ValueError, match="compare\\(\\) needs no exp"):
+        to_elpd(results[0])  # arviz.compare makes weights of it
+    with pytest.raises(ValueError, match="noise adds up to nan nats"):
+        export([replace(each, std_error=each.std_error * torch.nan) for each in results])
+
+
+@pytest.mark.parametrize(
+    ("bound", "said"),
+    [
+        (ImportanceBound(2), "unbiased for the density"),
+        (PathBound(1), "unbiased for the density"),
+        (PathBound(4), "log of the mean of the weights"),
+        (ImportanceBound(4, jackknife=True), "log of the mean of the weights"),
+        (TermwiseBound(6000), "noise adds at most"),
+    ],
+    ids=str,
+)
+def test_the_elpd_of_models_that_are_alike_is_not_above_the_truth(
+    bound: Estimator, said: str
+) -> None:
+    """Over 12 seeds; 3 standard errors of the mean are allowed (one in 370, with few seeds 70)."""
+    above = []
+    little = isinstance(bound, TermwiseBound)
+    for seed in range(1 if little else 12):
+        results, exact = alike(bound, seed, models=2 if little else 5)
+        elpd = to_elpd(results)
+        assert said in elpd.noise
+        above.append(float(elpd["elpd" if NEW else "elpd_loo"]) - exact)
+        noise = group(to_inference_data(results), "held_out").attrs["noise"]
+        assert noise == elpd.noise
+    if little:
+        assert max(above) < 0  # the ELBO lacks more than its noise adds
+        return
+    mean, spread = np.mean(above), np.std(above, ddof=1) / len(above) ** 0.5
+    assert mean < 3 * spread
+
+
+def test_what_is_averaged_are_the_values_whose_exp_is_unbiased() -> None:
+    results, _ = alike(PathBound(4), 0, models=2)
+    log_density = group(to_inference_data(results), "held_out")["log_density"]
+    for draw, each in enumerate(results):
+        assert each.log_weights is not None
+        np.testing.assert_allclose(
+            log_density.sel(chain=0, draw=draw), each.log_weights.exp().mean(1).log()
+        )
+
+
+def test_elpd_of_noisy_unbiased_values_warns() -> None:
+    (result_of_one, *_), _ = alike(PathBound(1), 0, models=1)
+    assert to_elpd(result_of_one)["warning"]
+    assert not to_elpd(result(result_of_one.value))["warning"]
+
+
+def test_loo_does_not_take_held_out_values_for_a_posterior() -> None:
+    data = to_inference_data(ensemble(), LAW.sample(40, seed=1))
+    assert "log_likelihood" not in groups(data)
+    with pytest.raises((TypeError, KeyError, AttributeError, ValueError)):
+        az.loo(data)
+
+
 # -- misuse ----------------------------------------------------------------------------------------
 
 
@@ -232,7 +333,7 @@ def test_evaluations_of_one_model_with_other_noise_are_no_draws(export: Any) -> 
 def test_results_of_different_samples_are_refused() -> None:
     results, x = ensemble(), LAW.sample(39, seed=1)
     shorter = TermwiseBound(24).estimate(chain(), x)
-    with pytest.raises(ValueError, match=r"results of the same samples; got \[39, 40\]"):
+    with pytest.raises(ValueError, match=r"results of the same samples; got numbers: \[39, 40\]"):
         to_inference_data([results[0], shorter])
     with pytest.raises(ValueError, match="results with one kind; got"):
         to_inference_data([results[0], replace(results[1], kind="estimate")])
@@ -241,8 +342,9 @@ def test_results_of_different_samples_are_refused() -> None:
 
 
 def test_terms_of_different_timesteps_are_left_out() -> None:
-    x = LAW.sample(40, seed=1)
-    mixed = [TermwiseBound(n).estimate(chain(s), x) for n, s in ((16, 1.0), (64, 1.6))]
+    first, second, _ = ensemble()
+    assert second.timesteps is not None
+    mixed = [first, replace(second, timesteps=second.timesteps / 2, estimator="another")]
     held_out = group(to_inference_data(mixed), "held_out")
     assert "term" not in held_out and "timestep" not in held_out.coords
     both = group(to_inference_data(mixed), "held_out").attrs["estimator"]

@@ -278,6 +278,35 @@ def test_runs_twice_and_seeds_of_one_model(runs, tmp_path, monkeypatch, capsys) 
     refused(capsys, [a, "empty", "--saved"], "Expected a file empty/evaluation.nc")
 
 
+def test_open_verdicts_come_with_the_command_that_would_decide(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Both are bounds of two paths, and 9 samples are few; the page says the same."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "1000")
+    names = [str(runs["a-0"]), str(runs["b"])]
+    options = ["--estimator", "path", "--limit", "9", "--quiet"]
+    assert main(["compare", *names, *options]) == 0
+    found = compare({"a": "comparison/values/1-a-0.nc", "b": "comparison/values/2-b.nc"})
+    advice = found.differences[0].advice
+    out, page = capsys.readouterr().out, Page(Path("comparison.html").read_text("utf-8")).text
+    assert advice.samples is not None
+    command = f"To decide: pyrodiff compare {' '.join(names)} --estimator=path"
+    command += f" --limit={advice.samples}"
+    total = len(data.load("digits").test)
+    said = command if advice.samples <= total else f"would take about {advice.samples} samples"
+    assert said in out and said in page
+    assert main(["compare", *names, "--saved"]) == 0
+    verdict = compare({name: f"{name}/evaluation.nc" for name in names}).differences[0]
+    out = capsys.readouterr().out
+    if verdict.advice.particles is not None:
+        assert f"--estimator=importance --particles={verdict.advice.particles}" in out
+    assert (
+        "wrong in 2.5 % of repetitions at most"
+        in Page(Path("comparison.html").read_text("utf-8")).text
+    )
+
+
 def test_paired_seeds(runs: dict[str, Path], tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     other = write("digits", tmp_path / "b-1", seed=1, objective="simple")

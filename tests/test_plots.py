@@ -267,7 +267,28 @@ def test_ladder_of_weights_by_hand() -> None:
     # K = 2: the spread of three groups of the first sample; the second has none
     three = torch.tensor([2.0, 6.0, 6.5]).double().log().std() / math.sqrt(3)
     torch.testing.assert_close(error[1], three / 2)
-    torch.testing.assert_close(error[3], weights_std_error(log_w.log())[0] / 2)
+    # K = 4 and 6, of one group each: from K = 2 on, at the rate from K = 1 to 2 or half
+    one = log_w[0].log().var()
+    rate = max(0.5, float(three.square() * 3 / one))
+    for place, k in ((2, 4), (3, 6)):
+        expected = three * math.sqrt(3) * rate ** (math.log2(k / 2) / 2) / 2
+        torch.testing.assert_close(error[place], expected)
+
+
+@pytest.mark.parametrize("spread, count", [(0.5, 16), (1.5, 32), (2.5, 24)])
+def test_every_rung_of_a_ladder_has_its_true_error(spread: float, count: int) -> None:
+    """The root mean square of the errors over 400 seeds is the spread of the rung's value.
+
+    Log-normal weights of 30 samples.  The spread is known to 4 % (its kurtosis being near 3), the
+    errors' mean square to less; a quarter is allowed below, and above, where the rate at which the
+    variance falls is not known to be as slow, half.
+    """
+    generator = torch.Generator().manual_seed(0)
+    log_w = spread * torch.randn(400, 30, count, generator=generator, dtype=F64)
+    drawn = [plots.ladder(weighted(each)) for each in log_w]
+    true = torch.stack([each.value for each in drawn]).std(0)
+    error = torch.stack([each.std_error for each in drawn]).square().mean(0).sqrt()
+    assert float((error / true).min()) > 0.75 and float((error / true).max()) < 1.5
 
 
 def test_ladder_of_log_normal_weights_climbs_to_the_exact_value() -> None:

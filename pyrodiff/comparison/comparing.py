@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrodiff.comparison.evaluated import Evaluated, same_model
 from pyrodiff.comparison.paired import Design, Difference, mean_error, monte_carlo, own_error
+from pyrodiff.comparison.samples import check_samples
 from pyrodiff.comparison.summary import Comparison, Summary
 from pyrodiff.comparison.verdict import gap, judge
 from pyrodiff.likelihood import LogLikelihood
@@ -42,8 +43,8 @@ def _check_same(name: str, values: Sequence[object], what: str) -> None:
 
 def _read_all(
     results: Mapping[str, Result | Sequence[Result | Sequence[Result]]],
-) -> tuple[dict[str, Evaluated], list[dict[str, Any]]]:
-    """The models, checked to be of the same samples, and what files say of their results."""
+) -> tuple[dict[str, Evaluated], list[dict[str, Any]], tuple[str, ...]]:
+    """The models, what files say of their results, and notes on whether samples are the same."""
     held = {
         name: [[_read(each) for each in _listed(run)] for run in _listed(given)]
         for name, given in results.items()
@@ -52,16 +53,16 @@ def _read_all(
         if not all(runs):
             raise ValueError(f"Expected at least one result of {name!r}; got none.")
     every = [pair for runs in held.values() for run in runs for pair in run]
-    _check_same("numbers", [len(result.value) for result, _ in every], "samples")
-    _check_same("dimensions", [result.dimensions for result, _ in every], "samples")
     for key in _SAME:
         _check_same(key, [told[key] for _, told in every if key in told], "samples")
+    named = [(name, result) for name, runs in held.items() for run in runs for result, _ in run]
+    notes = check_samples(named)
     models = {
         name: Evaluated.of([[result for result, _ in run] for run in runs])
         for name, runs in held.items()
     }
     _check(models)
-    return models, [told for _, told in every]
+    return models, [told for _, told in every], notes
 
 
 def _check(models: Mapping[str, Evaluated]) -> None:
@@ -146,7 +147,8 @@ def compare(
             training seed.  In the place of a result may stand a list of repeats with other noise,
             whose mean is taken and whose spread tells the Monte Carlo error: the n-th repeats of
             all models with one noise, or all with noise of their own.
-        reference: the model that the others are compared with; default the best.
+        reference: the model that the others are compared with, named before it is known how they
+            come out; default the best, for which the intervals are wider (all pairs count).
         clusters: a label per sample, where samples of one label belong together (a patient's
             images): then the clusters are what is independent.
         paired_seeds: whether the lists are in one order of training seeds that mean the same to
@@ -155,14 +157,15 @@ def compare(
         common_noise: whether the same noise streams were used (one ``seed``, one estimator), for
             results that do not hold their draws; None: what the files say, else unknown, and the
             Monte Carlo part of the error with it (not the error, which holds it).
-        level: of each interval.
+        level: of all intervals together.  A verdict other than "not decided" is wrong with a
+            probability of at most (1 − level)/2, over all of them.
 
     Raises:
         ValueError: fewer than two models, a model without results, results of different samples
-            as far as can be seen, values that are not finite, an unknown reference, clusters that
-            are not one per sample, one trained model as two training seeds, repeats of different
-            numbers or models, paired seeds of which the models have different numbers or one, a
-            level outside (0, 1).
+            as far as they know them, values that are not finite, an unknown reference, clusters
+            that are not one per sample, one trained model as two training seeds, repeats of
+            different numbers or models, paired seeds of which the models have different numbers or
+            one, a level outside (0, 1).
         FileNotFoundError: a path where there is no result.
 
     Examples:
@@ -177,10 +180,11 @@ def compare(
     """
     counts = {name: len(_listed(given)) for name, given in results.items()}
     check_request(counts, reference, paired_seeds, level)
-    models, attributes = _read_all(results)
+    models, attributes, notes = _read_all(results)
     common = _common(attributes) if common_noise is None else common_noise
     samples = len(next(iter(models.values())).results[0].value)
-    design = Design(_clusters(clusters, samples), paired_seeds, common, level)
+    pairs = len(models) * (len(models) - 1) // 2 if reference is None else len(models) - 1
+    design = Design(_clusters(clusters, samples), paired_seeds, common, level, pairs)
     summaries = {name: _summary(model, design.clusters) for name, model in models.items()}
     order = sorted(models, key=lambda name: summaries[name].value, reverse=True)
     reference = order[0] if reference is None else reference
@@ -194,7 +198,7 @@ def compare(
         differences,
         samples,
         level,
-        _notes(models, differences),
+        _notes(models, differences) + notes,
     )
 
 
@@ -221,7 +225,7 @@ def _difference(
     (name, a), (other, b) = model, reference
     d = a.values.mean(0) - b.values.mean(0)
     error = design.error(d, a, b)
-    value, half = float(d.mean()), error.half_width(design.level)
+    value, half = float(d.mean()), error.half_width(design.interval_level)
     verdict = judge(a, b, d, design)
     text = verdict.text.replace("{a}", name).replace("{b}", other)
     return Difference(
@@ -239,6 +243,7 @@ def _difference(
         verdict.status,
         text,
         d,
+        verdict.advice,
     )
 
 

@@ -107,6 +107,7 @@ def _mean(repeats: Sequence[LogLikelihood]) -> LogLikelihood:
         log_weights=None,
         reference=None,
         estimator=f"mean of {count} × {first.estimator}",
+        unbiased_weights=False,
     )
 
 

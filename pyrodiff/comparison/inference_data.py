@@ -3,14 +3,18 @@
 Draws of ArviZ are draws of parameters: PSIS-LOO weighs them by 1/p(x_i | θ_s) to leave x_i out of
 the posterior (Vehtari, Gelman and Gabry, 2017).  Monte Carlo draws of a bound on one
 model's log p are no such thing (all have the same θ), and would give a number that means nothing.
-So a ``log_likelihood`` group is made of several trained models only, and one model goes to
-``arviz.compare`` by its held-out log-likelihood, elpd = Σ_i log p(x_i), for which nothing has to be
-left out.
+Nor are held-out samples those that a posterior was made from: to leave one out that was never in
+would be wrong by hundreds of nats, also for an ensemble.  So no group is called ``log_likelihood``,
+where ``arviz.loo`` looks; and models go to ``arviz.compare`` by their held-out log-likelihood,
+elpd = Σ_i log p(x_i) (``to_elpd``), for which nothing has to be left out.
 
-    log_likelihood   x_0 (chain, draw, sample)                         several models
     held_out         value, std_error, calls, … (sample), term (sample, timestep), with the axes
-                     chain and draw before them for several models
+                     chain and draw before them for several models, and for these
+                     log_density (chain, draw, sample), of which exp may be averaged over models
     observed_data    x_0 (sample, …)
+
+Exp of noisy values is averaged only where that is right (``pyrodiff.comparison.densities``); the
+attribute ``noise`` says why.
 """
 
 import importlib
@@ -21,7 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrodiff.comparison.densities import as_densities, is_noisy
 from pyrodiff.comparison.evaluated import same_model
+from pyrodiff.comparison.samples import check_samples
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.importance import log_mean_exp
 
@@ -48,13 +54,10 @@ def _results(results: Any) -> list[LogLikelihood]:
     if wrong or not several:
         got = _named(wrong[0]) if wrong else "none"
         raise ValueError(f"Expected LogLikelihoods, one per trained model; got {got}. {_REASON}.")
-    for name in ("kind", "dimensions"):
-        values = sorted({str(getattr(each, name)) for each in several})
-        if len(values) > 1:
-            raise ValueError(f"Expected results with one {name}; got {values}.")
-    sizes = sorted({len(each.value) for each in several})
-    if len(sizes) > 1:
-        raise ValueError(f"Expected results of the same samples; got {sizes} of them.")
+    kinds = sorted({str(each.kind) for each in several})
+    if len(kinds) > 1:
+        raise ValueError(f"Expected results with one kind; got {kinds}.")
+    check_samples([(f"result {place}", each) for place, each in enumerate(several)])
     if len(several) > 1:
         _check_draws(several)
     return list(several)
@@ -176,21 +179,21 @@ def to_inference_data(
 
     Raises:
         ValueError: weights or other Monte Carlo draws in place of results, one result given twice,
-            results or observed samples whose numbers differ.
+            results of different samples, observed samples of another number, several models whose
+            noise forbids a mean of their densities.
     """
     several = _results(results)
     samples = len(several[0].value)
     held, rest = _coords(coords, samples, len(several))
     steps = {"timestep": rest["timestep"]} if "timestep" in rest else {}
     groups = {"held_out": _held_out(several, held | steps)}
+    provenance = _attributes(several, attributes)
     if len(several) > 1:
-        import xarray
-
-        values = {"x_0": ((*_DRAWS, "sample"), _stacked(several, "value"))}
-        groups["log_likelihood"] = xarray.Dataset(values, coords=held)
+        values, provenance["noise"] = as_densities(several, "an ensemble's densities")
+        log_density = ((*_DRAWS, "sample"), values.unsqueeze(0).numpy())
+        groups["held_out"] = groups["held_out"].assign(log_density=log_density)
     if observed is not None:
         groups["observed_data"] = _observed(observed, samples, held, rest)
-    provenance = _attributes(several, attributes)
     return _assembled({name: group.assign_attrs(provenance) for name, group in groups.items()})
 
 
@@ -223,21 +226,29 @@ def to_elpd(results: Any) -> Any:
         results: a ``LogLikelihood`` of one model, or a list of them, one per trained model, whose
             mean density is scored: log mean_s p_s(x_i).
 
+    Returns:
+        with an attribute ``noise`` that says why exp of the values may be taken, and a ``warning``
+        where they are noisy all the same: differences hold, but ArviZ's weights of several models
+        are drawn to equal ones.
+
     Raises:
-        ValueError: as of ``to_inference_data``.
+        ValueError: as of ``to_inference_data``, and for one model, too: ``arviz.compare`` takes exp
+            for its weights.
     """
     several = _results(results)
-    values = torch.stack([result.value.detach().double().cpu() for result in several], 1)
-    elpd_i = log_mean_exp(values).numpy()
+    values, noise = as_densities(several, "densities, of which arviz.compare makes weights")
+    elpd_i = log_mean_exp(values.T).numpy()
     figures = {
         "elpd": float(elpd_i.sum()),
         "se": float(np.sqrt(len(elpd_i) * elpd_i.var())),
         "p": 0.0,
         "n_samples": len(several),
         "n_data_points": len(elpd_i),
-        "warning": False,
+        "warning": any(is_noisy(result) for result in several),
     }
-    return _elpd_data(figures, elpd_i)
+    data = _elpd_data(figures, elpd_i)
+    object.__setattr__(data, "noise", noise)
+    return data
 
 
 def _elpd_data(figures: dict[str, Any], elpd_i: np.ndarray) -> Any:

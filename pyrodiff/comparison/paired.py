@@ -14,11 +14,19 @@ Model A has S_A training seeds (often one), B has S_B; v_is is the value of samp
 The first is s²(d)/N where every sample is a cluster of its own.  Both hold the spread that belongs
 to sample and seed together, which is therefore taken from one of them: clustering in two ways
 (Cameron, Gelbach and Miller, 2011; for balanced data the analysis of variance of crossed random
-effects).  The law is Student's with the degrees of freedom of Satterthwaite (1946),
+effects).  With U and W the terms of samples and seeds, W not less its share of that spread, and t_ν
+Student's quantile, the interval is
 
-    ν = se⁴ / (U²/(G − 1) + Σ W²/(S − 1)),   U, W: the terms,
+    ± √(t_{G−1}² U + t_ν² Σ W),   ν = (Σ W)²/Σ (W²/(S − 1)),
 
-so that a difference of which one model's seeds have all the say has S − 1.
+each source with its own degrees of freedom (as Cochran's for two means): a seed variance that two
+seeds show as small by chance is no evidence that it is, and t_1 = 12.7 says so.  Where no model has
+several seeds it is Student's interval.  The degrees of freedom reported are those of Satterthwaite
+(1946) for the whole, se⁴/(U²/(G − 1) + Σ W²/(S − 1)).
+
+M models have several differences, whose intervals cover all of them together: the level of each is
+1 − (1 − level)/m (Bonferroni), with m = M − 1 for a reference that was named beforehand, and
+M(M − 1)/2 for the best of them, as which one that is depends on all pairs.
 
 The Monte Carlo error is within these.  Alone it is known from draws k = 1 … K that the results
 hold: with φ_ik the share of draw k in the error of sample i,
@@ -41,13 +49,35 @@ from torch import Tensor
 from pyrodiff.comparison.evaluated import Evaluated
 
 __all__ = [
+    "Advice",
     "Design",
     "Difference",
     "Error",
     "mean_error",
     "monte_carlo",
     "own_error",
+    "skewed_quantile",
+    "skewness",
 ]
+
+
+class Advice(NamedTuple):
+    """What would decide an open verdict; both None where nothing is known to.
+
+    Args:
+        samples: how many, at least.
+        particles: of an importance bound, at least.
+    """
+
+    samples: int | None = None
+    particles: int | None = None
+
+    def __str__(self) -> str:
+        what = [] if self.samples is None else [f"{self.samples} samples or more"]
+        if self.particles is not None:
+            bound = f"ImportanceBound(particles={self.particles})"
+            what.append(f"compare_models(models, x_0, {bound})")
+        return f"to decide: {', '.join(what)}" if what else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +94,12 @@ class Difference:
             the results do not tell.
         independent: what that part would be without common random numbers, or NaN.
         degrees_of_freedom: ν.
-        low, high: ends of the interval.
+        low, high: ends of the interval; those of all differences hold together.
         probability: that the expected difference is positive, given d̄ and a flat prior.
         status: of the order of log p, ``"decided"``, ``"likely"`` or ``"not decided"``.
         verdict: a sentence that says so.
         per_sample: d_i, shape (N,).
+        advice: what would decide, where the verdict is open.
     """
 
     model: str
@@ -86,6 +117,7 @@ class Difference:
     status: str
     verdict: str
     per_sample: Tensor = field(repr=False)
+    advice: Advice = Advice()
 
     @property
     def variance_reduction(self) -> float:
@@ -96,28 +128,70 @@ class Difference:
 
 
 class Error(NamedTuple):
-    """Standard errors of a mean and the degrees of freedom of the whole."""
+    """Standard errors of a mean, and the degrees of freedom of the whole and of its parts."""
 
     std_error: float
     between_samples: float
     between_seeds: float
     degrees_of_freedom: float
+    clusters: int
+    seeds: float = 0.0  # √ΣW, with what samples and seeds have together
+    seeds_freedom: float = 1.0
 
-    def half_width(self, level: float) -> float:
-        """Half the interval."""
-        from scipy import stats
-
+    def half_width(self, level: float, skewness: float = 0.0) -> float:
+        """Half the interval; ``skewness`` as of ``skewed_quantile``."""
         if not self.std_error > 0:
             return self.std_error
-        return self.std_error * float(stats.t.ppf(0.5 + level / 2, self.degrees_of_freedom))
+        quantile = skewed_quantile(0.5 + level / 2, self.clusters, skewness)
+        if not self.seeds > 0:
+            return quantile * self.between_samples
+        return math.hypot(
+            quantile * self.between_samples,
+            _student(0.5 + level / 2, self.seeds_freedom) * self.seeds,
+        )
 
     def probability(self, value: float) -> float:
         """That the expectation of ``value`` is positive."""
-        from scipy import stats
+        from scipy import optimize, special
 
         if not self.std_error > 0:
             return math.nan if value == 0 or math.isnan(self.std_error) else float(value > 0)
-        return float(stats.t.cdf(value / self.std_error, self.degrees_of_freedom))
+        if not self.seeds > 0:
+            return float(special.stdtr(self.clusters - 1, value / self.std_error))
+        # the level at which the interval ends at zero
+        most = 1 - 1e-12
+        if self.half_width(most) <= abs(value):
+            return float(value > 0)
+        level = optimize.brentq(lambda p: self.half_width(p) - abs(value), 0.0, most)
+        return 0.5 + math.copysign(level / 2, value)
+
+
+def _student(probability: float, freedom: float) -> float:
+    from scipy import special
+
+    return float(special.stdtrit(freedom, probability))
+
+
+def skewed_quantile(probability: float, count: int, skewness: float) -> float:
+    """The quantile of a t statistic of ``count`` values, for their skewness where that raises it.
+
+    Hall (1992) transforms t to a statistic without skewness,
+
+        h(t) = t + γ t²/(3 √n) + γ² t³/(27 n) + γ/(6 √n),
+
+    which grows with t; here its inverse at Student's quantile, and never below that.
+
+    Args:
+        probability: of being below, above ½.
+        count: n.
+        skewness: γ, turned so that a negative one makes a mean seem too high.
+    """
+    plain = _student(probability, count - 1)
+    x = skewness / math.sqrt(count)
+    if not x < 0:
+        return plain
+    cube = 1 + x * (plain - x / 6)
+    return max(plain, 3 / x * (math.copysign(abs(cube) ** (1 / 3), cube) - 1))
 
 
 def _shares_error(shares: Tensor) -> float:
@@ -166,21 +240,38 @@ def _seed_variances(values: Tensor) -> tuple[float, float]:
 
 def mean_error(d: Tensor, models: Sequence[Tensor], clusters: Tensor) -> Error:
     """The error of the mean of d, shape (N,), made of models' values, (S, N) each."""
-    samples = _sample_variance(d, clusters)
-    spread, total, several = [(samples, int(clusters.max()))], 0.0, False
-    for values in models:
-        if len(values) > 1:
-            whole, within = _seed_variances(values)
-            several, total = True, total + max(0.0, whole - within)
-            spread.append((whole, len(values) - 1))
-    squares = sum(part**2 / freedom for part, freedom in spread if freedom)
+    samples, count = _sample_variance(d, clusters), int(clusters.max()) + 1
+    several = [(*_seed_variances(values), len(values) - 1) for values in models if len(values) > 1]
     # as the squares, with what is counted twice: fewer degrees of freedom, if anything
+    squares = sum(whole**2 / freedom for whole, _, freedom in several)
+    total = sum(max(0.0, whole - within) for whole, within, _ in several)
+    parts = [(samples, count - 1), *((whole, freedom) for whole, _, freedom in several)]
+    least = min((freedom for _, freedom in parts if freedom), default=1)
     variance = samples + total
-    freedom = variance**2 / squares if squares > 0 else float(max(1, len(d) - 1))
-    least = min((freedom for _, freedom in spread if freedom), default=1)
-    between = math.sqrt(total) if several else math.nan
-    parts = math.sqrt(variance), math.sqrt(samples), between
-    return Error(*parts, max(float(least), freedom))
+    below = squares + (samples**2 / (count - 1) if count > 1 else 0)
+    freedom = variance**2 / below if below > 0 else float(max(1, len(d) - 1))
+    seeds = sum(whole for whole, _, _ in several)
+    return Error(
+        math.sqrt(variance),
+        math.sqrt(samples),
+        math.sqrt(total) if several else math.nan,
+        max(float(least), freedom),
+        count,
+        math.sqrt(seeds),
+        seeds**2 / squares if squares > 0 else 1.0,
+    )
+
+
+def skewness(d: Tensor, clusters: Tensor) -> float:
+    """γ of the clusters' sums of d, shape (N,), corrected for their number; 0 where unknown."""
+    count = int(clusters.max()) + 1
+    sums = torch.zeros(count, dtype=d.dtype).index_add(0, clusters, d - d.mean())
+    sums = sums - sums.mean()
+    variance = float(sums.square().mean())
+    if count < 3 or not variance > (1e-12 * float(d.abs().max())) ** 2:
+        return 0.0
+    plain = float(sums.pow(3).mean()) / variance**1.5
+    return plain * math.sqrt(count * (count - 1)) / (count - 2)
 
 
 class Design(NamedTuple):
@@ -190,13 +281,26 @@ class Design(NamedTuple):
         clusters: 0 … G − 1 of each sample, shape (N,).
         paired_seeds: whether seed s of one model and seed s of another are one seed.
         common: whether the models were given the same noise; None: unknown.
-        level: of the intervals.
+        level: of all intervals together.
+        pairs: m, how many differences are looked at.
     """
 
     clusters: Tensor
     paired_seeds: bool
     common: bool | None
     level: float
+    pairs: int = 1
+
+    @property
+    def interval_level(self) -> float:
+        """Of each interval by itself."""
+        return 1 - (1 - self.level) / self.pairs
+
+    @property
+    def verdict_level(self) -> float:
+        """Of the interval of which one end decides, so that wrong verdicts of either side have a
+        probability of (1 − level)/2 together."""
+        return 1 - (1 - self.level) / (2 * self.pairs)
 
     def error(self, d: Tensor, a: Evaluated, b: Evaluated) -> Error:
         """The error of the mean of d, shape (N,), made of the values of A and B."""

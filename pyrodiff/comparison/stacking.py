@@ -9,13 +9,22 @@ problem is concave, and solved where its conditions hold: with
     g_m = mean_i p_m(x_i) / Σ_k w_k p_k(x_i),
 
 max_m g_m − 1 bounds how far Σ/N is from its maximum, in nats per sample.
+
+Noise of the values, of standard deviation σ, raises log p of a mixture by up to σ²/2 a sample, but
+not that of a single model: a mixture averages it away.  Weights of noisy values are thus drawn to
+1/M, also where exp of each value is unbiased; they are refused unless the sum of σ²/2 is below a
+tenth of the standard error of the models' difference.
 """
 
+import math
 from collections.abc import Mapping
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
+from pyrodiff.comparison.densities import SHARE, excess, total_error
+from pyrodiff.comparison.samples import check_samples
 from pyrodiff.likelihood import LogLikelihood
 
 __all__ = ["stacking_weights"]
@@ -28,11 +37,13 @@ def stacking_weights(results: Mapping[str, LogLikelihood | Tensor]) -> dict[str,
     """Stacking weights of models, which sum to 1.
 
     Args:
-        results: for each model its result, or log p of the same samples in nats, shape (N,).
+        results: for each model its result, or log p of the same samples in nats, shape (N,),
+            without noise.
 
     Raises:
-        ValueError: no model, different numbers of samples, NaN or +∞ among the values, a sample
-            that every model gives probability 0.
+        ValueError: no model, different numbers of samples, different samples, NaN or +∞ among the
+            values, a sample that every model gives probability 0, noise that is not negligible
+            (see above).
     """
     values = {
         name: (each.value if isinstance(each, LogLikelihood) else each).detach().double().cpu()
@@ -41,6 +52,9 @@ def stacking_weights(results: Mapping[str, LogLikelihood | Tensor]) -> dict[str,
     shapes = sorted({tuple(value.shape) for value in values.values()})
     if len(shapes) != 1 or len(shapes[0]) != 1 or shapes[0][0] == 0:
         raise ValueError(f"Expected values of shape (N,), one N for all; got {shapes}.")
+    known = {n: each for n, each in results.items() if isinstance(each, LogLikelihood)}
+    check_samples(list(known.items()))
+    _check_noise(known, values)
     log_p = torch.stack(list(values.values()), 1)
     if not bool((log_p < torch.inf).all()):
         raise ValueError("Expected log-likelihoods; got NaN or infinity among them.")
@@ -49,6 +63,19 @@ def stacking_weights(results: Mapping[str, LogLikelihood | Tensor]) -> dict[str,
         raise ValueError("Expected each sample to have a density under some model; got none.")
     weights = _solve((log_p - highest).exp())
     return dict(zip(values, weights.tolist(), strict=True))
+
+
+def _check_noise(results: Mapping[str, LogLikelihood], values: Mapping[str, Tensor]) -> None:
+    noise = {n: excess(each) for n, each in results.items() if bool((each.std_error != 0).any())}
+    errors = [total_error(values[a] - values[b]) for a, b in combinations(values, 2)]
+    error = min(errors, default=math.inf)
+    for name, more in noise.items():
+        if not more <= SHARE * error:
+            raise ValueError(
+                f"Expected values whose noise is negligible; got {name!r}, where noise may raise a "
+                f"mixture by {more:.3g} nats in all, and the error of a difference is {error:.3g} "
+                "(a tenth of it is negligible). Use more calls; compare() needs no exp."
+            )
 
 
 def _solve(p: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class Summary:
         kind: lower bound, upper bound or estimate.
         seeds: training seeds, S.
         calls: network calls per sample and seed.
-        gap: what a lower bound seems to lack, by its trend in K, nats; NaN where unknown.
+        gap: what a lower bound lacks at most, by its trend in K, nats; NaN where unknown.
     """
 
     value: float
@@ -42,7 +42,7 @@ class Comparison:
         reference: the name of the model that the others are compared with.
         differences: of the others, model minus reference, in the order of ``models``.
         samples: N.
-        level: of the intervals, each by itself.
+        level: of the intervals, all together.
         notes: what a reader must know of the errors.
     """
 
@@ -129,7 +129,7 @@ _EXPORTED = (
 
 def _exported(found: Difference) -> dict[str, Any]:
     names = (*_EXPORTED, "variance_reduction", "verdict")
-    return {name: getattr(found, name) for name in names}
+    return {name: getattr(found, name) for name in names} | {"advice": str(found.advice)}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.finite import Failures
-from pyrodiff.likelihood.result import LogLikelihood
+from pyrodiff.likelihood.result import LogLikelihood, sample_checksums
 from pyrodiff.modes import evaluation_mode
 from pyrodiff.serialization import fingerprint
 from pyrodiff.streams import derived_seed
@@ -145,4 +145,10 @@ class Estimator(ABC):
                 if progress is not None:
                     progress(some.stop, torch.cat([part.value for part in parts]))
         failures.warn(len(x_0), "Their values are NaN, and means leave them out.")
-        return replace(LogLikelihood.concatenate(parts), model=model)
+        return replace(
+            LogLikelihood.concatenate(parts),
+            model=model,
+            unbiased_weights=self.unbiased_weights,
+            indices=torch.tensor(list(indices), dtype=torch.int64),
+            checksums=sample_checksums(x_0, context),
+        )

@@ -1,5 +1,6 @@
 """The result of every estimator: per-sample log-likelihood, its error, and what it cost."""
 
+import hashlib
 import math
 import warnings
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pyrodiff.checks import check_types, short
 from pyrodiff.netcdf import checksummed, read_netcdf
 from pyrodiff.serialization import netcdf, write_bytes
 
-__all__ = ["LogLikelihood", "Mean"]
+__all__ = ["LogLikelihood", "Mean", "sample_checksums"]
 
 Kind = Literal["lower bound", "upper bound", "estimate"]
 
@@ -27,11 +28,16 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
     "terms": ("sample", "timestep"),
     "log_weights": ("sample", "particle"),
     "reference": ("sample",),
+    "indices": ("sample",),
+    "checksums": ("sample",),
 }
+_SAMPLES = ("indices", "checksums")  # of which samples; parts may not know it
 _RENAMED = {"value": "log_likelihood", "terms": "term", "timesteps": "timestep"}
-_FLOATS, _TYPES = ("float32", "float64"), {"calls": ("int64",)}
+_FLOATS, _TYPES = ("float32", "float64"), dict.fromkeys(("calls", *_SAMPLES), ("int64",))
 _SETTLED = ("kind", "dimensions", "estimator", "shared_calls")  # the same for all parts
-_SCALARS = (*_SETTLED, "model", "remarks")
+# where a file does not say
+_UNKNOWN: dict[str, Any] = {"model": "", "remarks": "", "unbiased_weights": 0}
+_SCALARS = (*_SETTLED, *_UNKNOWN)
 
 FEWEST_WEIGHTS = 30  # k̂ rests on the largest fifth: with five of them ArviZ 1.x fits nothing
 
@@ -45,6 +51,24 @@ def _fitted_k(log_weights: Any) -> Any:
     from arviz_stats.base import array_stats
 
     return array_stats.psislw(-log_weights, axis=-1)[1]  # it takes log-likelihoods
+
+
+def sample_checksums(x_0: Tensor, context: Tensor | None = None) -> Tensor:
+    """A checksum of each sample and its context, int64, shape (N,).
+
+    Of the values as float32, so that the precision of a model does not tell its samples apart.
+
+    Args:
+        x_0: shape (N, …), in the units of the model.
+        context: shape (N, …) or None.
+    """
+    parts = [x_0] if context is None else [x_0, context]
+    rows = [(part.detach().cpu().float() + 0.0).contiguous().numpy() for part in parts]  # no −0
+    digests = [
+        hashlib.blake2b(b"".join(row[place].tobytes() for row in rows), digest_size=8).digest()
+        for place in range(len(x_0))
+    ]
+    return torch.tensor([int.from_bytes(each, "little", signed=True) for each in digests])
 
 
 class Mean(NamedTuple):
@@ -80,6 +104,9 @@ class LogLikelihood:
         shared_calls: network calls made once for all samples, on other data (a pilot).
         model: a checksum by which the model is known again, or empty.
         remarks: why some errors are NaN, a sentence a line; or empty.
+        unbiased_weights: whether exp(value) is unbiased for p_θ(x); False also where unknown.
+        indices: the place of each sample in its data set, int64, (N,), or None where unknown.
+        checksums: of each sample and its context (``sample_checksums``), int64, (N,), or None.
     """
 
     value: Tensor
@@ -96,6 +123,9 @@ class LogLikelihood:
     shared_calls: int = 0
     model: str = ""
     remarks: str = ""
+    unbiased_weights: bool = False
+    indices: Tensor | None = None
+    checksums: Tensor | None = None
 
     @property
     def network_evaluations(self) -> float:
@@ -198,11 +228,18 @@ class LogLikelihood:
                 moved[name] = tensor + offset
         return replace(self, **moved)
 
+    def select(self, samples: slice | Sequence[int] | Tensor) -> "LogLikelihood":
+        """The result of some of the samples, by their places in this one."""
+        some = samples if isinstance(samples, slice | Tensor) else torch.tensor(list(samples))
+        each = {name: getattr(self, name) for name in _VARIABLES}
+        return replace(self, **{k: v[some] for k, v in each.items() if v is not None})
+
     @staticmethod
     def concatenate(parts: Sequence["LogLikelihood"]) -> "LogLikelihood":
         """The results of the parts of a data set, by the same estimator, as one.
 
-        Parts of several models (training seeds, say) give a result whose ``model`` is empty.
+        Parts of several models (training seeds, say) give a result whose ``model`` is empty, and
+        parts of which one does not know its samples a result that does not.
 
         Raises:
             ValueError: no parts, or parts of different estimators.
@@ -214,16 +251,21 @@ class LogLikelihood:
             values = {getattr(part, name) for part in parts}
             if len(values) > 1:
                 raise ValueError(f"Expected parts with one {name}; got {sorted(map(str, values))}.")
-        held = {tuple(n for n in _VARIABLES if getattr(part, n) is not None) for part in parts}
+        names = [name for name in _VARIABLES if name not in _SAMPLES]
+        held = {tuple(n for n in names if getattr(part, n) is not None) for part in parts}
         if len(held) > 1:
             raise ValueError(f"Expected parts that hold the same; got {sorted(held)}.")
         lines = (line for part in parts for line in part.remarks.splitlines())
-        joined: dict[str, Any] = {"remarks": "\n".join(dict.fromkeys(lines))}
+        joined: dict[str, Any] = {
+            "remarks": "\n".join(dict.fromkeys(lines)),
+            "unbiased_weights": all(part.unbiased_weights for part in parts),
+        }
         if any(part.model != first.model for part in parts):
             joined["model"] = ""
         for name in _VARIABLES:
-            if getattr(first, name) is not None:
-                joined[name] = torch.cat([getattr(part, name) for part in parts])
+            tensors = [getattr(part, name) for part in parts]
+            known = all(tensor is not None for tensor in tensors)
+            joined[name] = torch.cat(tensors) if known else None
         return replace(first, **joined)
 
     def to_dataset(self, **attributes: Any) -> Any:
@@ -237,6 +279,7 @@ class LogLikelihood:
                 data[_RENAMED.get(name, name)] = (dimensions, value.numpy())
         coords = {} if self.timesteps is None else {"timestep": self.timesteps.double().numpy()}
         held = {name: getattr(self, name) for name in _SCALARS} | {"units": "nats"}
+        held["unbiased_weights"] = int(self.unbiased_weights)  # netCDF has no bool
         return xarray.Dataset(data, coords=coords, attrs=held | attributes)
 
     def to_inference_data(self, observed: Any = None, coords: Any = None, **attributes: Any) -> Any:
@@ -269,7 +312,7 @@ def read_result(path: str | Path) -> tuple[LogLikelihood, dict[str, Any]]:
         ValueError: a result of another version, a damaged file, or none of ours.
     """
     variables, attributes = read_netcdf(Path(path))
-    attributes = {"model": "", "remarks": ""} | attributes
+    attributes = _UNKNOWN | attributes
     tensors = _read_tensors(variables, path)
     names = [*_SCALARS, "value", "std_error", "calls"]
     missing = [name for name in names if name not in attributes and name not in tensors]
@@ -279,6 +322,7 @@ def read_result(path: str | Path) -> tuple[LogLikelihood, dict[str, Any]]:
             f"{missing[0]!r}. Evaluate the run again."
         )
     scalars: dict[str, Any] = {name: attributes[name] for name in _SCALARS}
+    scalars["unbiased_weights"] = scalars["unbiased_weights"] == 1
     check_types(LogLikelihood, scalars)
     if scalars["dimensions"] < 1 or scalars["shared_calls"] < 0:
         raise ValueError(f"Expected a result in {path}; got {short(scalars)}.")

@@ -21,6 +21,7 @@ waits for x_0.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -33,7 +34,7 @@ from pyrodiff.finite import NOTHING_FAILED, Failures, failed_at
 from pyrodiff.likelihood.estimator import Batch, noise_seed
 from pyrodiff.likelihood.path import check_count
 from pyrodiff.likelihood.paths import Move, path_weights
-from pyrodiff.likelihood.result import Kind, LogLikelihood, Mean
+from pyrodiff.likelihood.result import Kind, LogLikelihood, Mean, sample_checksums
 from pyrodiff.likelihood.statistics import Summary, log_mean_exp, log_mean_of_weights
 from pyrodiff.modes import evaluation_mode
 from pyrodiff.serialization import fingerprint
@@ -157,10 +158,12 @@ class SandwichBound:
                 if progress is not None:
                     progress(places.stop, torch.cat([part.lower.value for part in parts]))
         failures.warn(num_samples, "Their bounds are NaN, and means leave them out.")
+        x_0 = torch.cat([part.x_0 for part in parts])
+        known: dict[str, Any] = {"model": model, "checksums": sample_checksums(x_0, context)}
         return Sandwich(
-            torch.cat([part.x_0 for part in parts]),
-            replace(LogLikelihood.concatenate([part.lower for part in parts]), model=model),
-            replace(LogLikelihood.concatenate([part.upper for part in parts]), model=model),
+            x_0,
+            replace(LogLikelihood.concatenate([part.lower for part in parts]), **known),
+            replace(LogLikelihood.concatenate([part.upper for part in parts]), **known),
         )
 
     def _batch(
