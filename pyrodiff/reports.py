@@ -95,6 +95,7 @@ def _lines(result: LogLikelihood, settings: EvaluationSettings) -> list[str]:
             f"Monte Carlo error of a sample: median {_quantile(ordered, 0.5)}, "
             f"9 in 10 below {_quantile(ordered, 0.9)} nats"
         )
+    lines += result.remarks.splitlines()
     calls = f"{result.network_evaluations:.6g} network calls per sample"
     shared = f", and {result.shared_calls} for all together" if result.shared_calls else ""
     lines.append(calls + shared)

@@ -447,6 +447,7 @@ def full() -> LogLikelihood:
         log_weights=torch.randn(3, 5, dtype=F64),
         reference=torch.tensor([-3.5, -4.5, -7.0], dtype=F64),
         shared_calls=11,
+        remarks="some are unknown",
     )
 
 

@@ -74,6 +74,23 @@ def test_unknown_errors_stay_unknown_in_a_file(tmp_path: Path) -> None:
     assert math.isnan(back.mean().monte_carlo) and math.isfinite(back.mean().between_samples)
 
 
+def test_remarks_are_joined_once_each_and_kept_in_a_file(tmp_path: Path) -> None:
+    parts = [replace(by_hand(), remarks=text) for text in ("few", "", "heavy\nfew", "heavy")]
+    joined = LogLikelihood.concatenate(parts)
+    assert joined.remarks == "few\nheavy"
+    joined.save(tmp_path / "result.nc")
+    assert LogLikelihood.load(tmp_path / "result.nc").remarks == "few\nheavy"
+    by_hand().save(tmp_path / "plain.nc")
+    assert LogLikelihood.load(tmp_path / "plain.nc").remarks == ""
+
+
+def test_files_from_before_remarks_still_load(tmp_path: Path) -> None:
+    dataset = by_hand().to_dataset()
+    del dataset.attrs["remarks"]
+    dataset.to_netcdf(tmp_path / "old.nc", engine="h5netcdf")
+    assert LogLikelihood.load(tmp_path / "old.nc").remarks == ""
+
+
 def test_load_without_a_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="Expected a file .*none.nc; got nothing there"):
         LogLikelihood.load(tmp_path / "none.nc")

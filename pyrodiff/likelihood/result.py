@@ -28,7 +28,7 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
 }
 _RENAMED = {"value": "log_likelihood", "terms": "term"}
 _SETTLED = ("kind", "dimensions", "estimator", "shared_calls")  # the same for all parts
-_SCALARS = (*_SETTLED, "model")
+_SCALARS = (*_SETTLED, "model", "remarks")
 
 FEWEST_WEIGHTS = 30  # k̂ rests on the largest fifth: with five of them ArviZ 1.x fits nothing
 
@@ -76,6 +76,7 @@ class LogLikelihood:
             has to stand comparison with it; else None.
         shared_calls: network calls made once for all samples, on other data (a pilot).
         model: a checksum by which the model is known again, or empty.
+        remarks: why some errors are NaN, a sentence a line; or empty.
     """
 
     value: Tensor
@@ -91,6 +92,7 @@ class LogLikelihood:
     reference: Tensor | None = None
     shared_calls: int = 0
     model: str = ""
+    remarks: str = ""
 
     @property
     def network_evaluations(self) -> float:
@@ -100,7 +102,9 @@ class LogLikelihood:
     def mean(self) -> Mean:
         """The mean over samples in nats; errors of NaN where there are too few samples to know.
 
-        Values that are not finite are left out.
+        Values that are not finite are left out.  ``monte_carlo`` is NaN where the error of any
+        sample is: the known ones are not those of the others.  ``between_samples`` holds it all
+        the same.
 
         Warns:
             UserWarning: how many were.
@@ -210,7 +214,8 @@ class LogLikelihood:
         held = {tuple(n for n in _VARIABLES if getattr(part, n) is not None) for part in parts}
         if len(held) > 1:
             raise ValueError(f"Expected parts that hold the same; got {sorted(held)}.")
-        joined: dict[str, Any] = {}
+        lines = (line for part in parts for line in part.remarks.splitlines())
+        joined: dict[str, Any] = {"remarks": "\n".join(dict.fromkeys(lines))}
         if any(part.model != first.model for part in parts):
             joined["model"] = ""
         for name in _VARIABLES:
@@ -266,7 +271,7 @@ def read_result(path: str | Path) -> tuple[LogLikelihood, dict[str, Any]]:
         raise FileNotFoundError(f"Expected a file {path}; got nothing there.")
     with xarray.open_dataset(path, engine="h5netcdf") as dataset:
         dataset.load()
-    told = {"model": ""} | dataset.attrs
+    told = {"model": "", "remarks": ""} | dataset.attrs
     missing = [name for name in _SCALARS if name not in told]
     if missing:
         raise ValueError(

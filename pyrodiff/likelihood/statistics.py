@@ -1,0 +1,136 @@
+r"""What K draws tell of their mean, and K weights of the log of theirs: error and interval.
+
+The mean of draws y_k has standard error s/√K, and an interval from Student's t with
+
+    1/ν = 1/(K − 1) + γ²/K                                                  γ the draws' skewness
+
+degrees of freedom.  The second part pays for the skewness: by the Edgeworth expansion of the
+t-statistic (Hall, 1992) a two-sided interval of half width q has to grow by the factor
+1 + (q⁴ + 2q² − 3)/18 · γ²/K, at 95 % 1.08 γ²/K, and Student's quantile grows by (q² + 1)/4ν.
+
+The log of a mean weight, L = log (1/K) Σ_k w_k, is taken for the mean of the jackknife's
+pseudo-values (Tukey, 1958)
+
+    Y_k = K L − (K − 1) L^(−k),         L^(−k) the same of the others,
+
+so that again se = s_Y/√K.  Its square is on average no less than (K − 1)/K times the variance of
+the L of K − 1 weights, whatever their law (Efron and Stein, 1981); the delta method's
+
+    s_w / (w̄ √K)  =  (K/(K − 1) Σ_k (w_k/Σw − 1/K)²)^½
+
+never exceeds 1, and is 10 times too small where one weight has all the say.  Here
+
+    1/ν = 1/(K − 1) + (5/2) γ_Y²/(K − 3)
+
+where 5/2 and K − 3 are measured (``benchmarks/coverage.py``): the skewness of few pseudo-values is
+less than their law's.  One weight with all the say has a γ_Y² near K, and ν near 0.4.
+
+Errors that draws cannot tell are NaN, and ``remarks`` says why.  What decides on it must not depend
+on the error itself, or the intervals that are left would be those that miss: weights count as too
+heavy by their spread on the *lower* side, which says how wide their law is, and nothing of whether
+the few largest are above or below their share.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "FEWEST",
+    "WIDEST",
+    "Summary",
+    "log_mean_exp",
+    "log_mean_of_weights",
+    "mean_of_draws",
+    "pseudo_values",
+    "weights_std_error",
+]
+
+FEWEST = 8  # weights, of which fewer do not tell how heavy the tail is that they come from
+WIDEST = 2.5  # nats, root mean square below the median, from which weights are too heavy
+
+ONE_DRAW = "Standard errors are NaN: one draw does not tell its spread."
+FEW_WEIGHTS = f"Standard errors are NaN: fewer than {FEWEST} weights do not tell theirs."
+HEAVY_WEIGHTS = (
+    f"Some standard errors are NaN: log weights that spread by more than {WIDEST} nats below "
+    "their median are too heavy for their number to tell the error."
+)
+
+
+class Summary(NamedTuple):
+    """Of each row of draws: value, standard error and its degrees of freedom, (n,); nats."""
+
+    value: Tensor
+    std_error: Tensor
+    degrees_of_freedom: Tensor
+    remarks: str
+
+
+def log_mean_exp(log_w: Tensor) -> Tensor:
+    """log of the mean of e^{log w} over the last axis."""
+    return log_w.logsumexp(-1) - math.log(log_w.shape[-1])
+
+
+def weights_std_error(log_w: Tensor) -> Tensor:
+    """The delta method's standard error of log mean w over the last axis; NaN for K = 1.
+
+    Too small for weights that spread: by a tenth where their logs' standard deviation is 1, at
+    K = 16; it never exceeds 1.
+    """
+    count = log_w.shape[-1]
+    if count == 1:
+        return torch.full_like(log_w[..., 0], torch.nan)
+    share = log_w.softmax(-1) - 1 / count
+    return (share.square().sum(-1) * count / (count - 1)).sqrt()
+
+
+def pseudo_values(log_w: Tensor) -> Tensor:
+    """Y_k of log mean w, (…, K), K ≥ 2; their mean is the jackknife's estimate of log E w."""
+    count = log_w.shape[-1]
+    # log Σ of the others, from the sums on either side: no subtraction of nearly equal sums
+    none = torch.full_like(log_w[..., :1], -torch.inf)
+    before = torch.cat([none, log_w[..., :-1].logcumsumexp(-1)], -1)
+    after = torch.cat([log_w[..., 1:].flip(-1).logcumsumexp(-1).flip(-1), none], -1)
+    left_out = torch.logaddexp(before, after) - math.log(count - 1)
+    return count * log_mean_exp(log_w).unsqueeze(-1) - (count - 1) * left_out
+
+
+def mean_of_draws(draws: Tensor) -> Summary:
+    """The mean over the last axis, whose error one draw cannot know: NaN."""
+    count, value = draws.shape[-1], draws.mean(-1)
+    if count == 1:
+        unknown = torch.full_like(value, torch.nan)
+        return Summary(value, unknown, torch.zeros_like(value), ONE_DRAW)
+    std_error = draws.std(-1) / math.sqrt(count)
+    return Summary(value, std_error, _freedom(draws, 1 / count), "")
+
+
+def log_mean_of_weights(log_w: Tensor) -> Summary:
+    """log mean w over the last axis; errors of NaN for few or heavy weights (``WIDEST``)."""
+    count, value = log_w.shape[-1], log_mean_exp(log_w)
+    unknown = torch.full_like(value, torch.nan)
+    if count < FEWEST:
+        return Summary(value, unknown, torch.zeros_like(value), FEW_WEIGHTS)
+    draws, heavy = pseudo_values(log_w), _spread_below(log_w) > WIDEST
+    std_error = torch.where(heavy, unknown, draws.std(-1) / math.sqrt(count))
+    remarks = HEAVY_WEIGHTS if bool(heavy.any()) else ""
+    return Summary(value, std_error, _freedom(draws, 2.5 / (count - 3)), remarks)
+
+
+def _freedom(draws: Tensor, weight: float) -> Tensor:
+    """ν = 1/(1/(K − 1) + weight · γ²), (…,)."""
+    centred = draws - draws.mean(-1, keepdim=True)
+    spread = centred.square().mean(-1)
+    even = spread == 0  # equal draws have no skewness
+    skewness = centred.pow(3).mean(-1) / torch.where(even, 1.0, spread).pow(1.5)
+    return 1 / (1 / (draws.shape[-1] - 1) + weight * skewness.square())
+
+
+def _spread_below(log_w: Tensor) -> Tensor:
+    """Root mean square distance from the median of the values below it, nats, (…,)."""
+    ordered = log_w.sort(-1).values
+    lower = ordered[..., : log_w.shape[-1] // 2]
+    median = ordered.quantile(0.5, -1, keepdim=True)
+    return (lower - median).square().mean(-1).sqrt()
