@@ -24,7 +24,7 @@ from pyrodiff.kernels import marginal_coefficients
 from pyrodiff.likelihood import LogLikelihood, PathBound, TermwiseBound
 from pyrodiff.likelihood.controls import Controls, hat_functions
 from pyrodiff.likelihood.estimator import Batch
-from pyrodiff.likelihood.layout import Allocation, Layout, typical_allocation
+from pyrodiff.likelihood.layout import Allocation, Layout
 from pyrodiff.likelihood.pilot import Pilot
 from pyrodiff.likelihood.termwise import _Scorer
 from pyrodiff.networks import ResidualMLP
