@@ -25,7 +25,7 @@ from pyrodiff.likelihood.layout import Layout
 __all__ = ["baseline_curves", "shared_error", "subtract_baseline"]
 
 _FEWEST_DRAWS = 16  # for coefficients of one's own
-_PENALTIES = (1e-9, 1e-3, 1e-6)  # of the three curves, relative to their mean squares
+_PENALTIES = (1e-13, 1e-3, 1e-6)  # of the three curves, relative to their mean squares
 
 
 def baseline_curves(weight: Tensor, log_snr: Tensor) -> Tensor:

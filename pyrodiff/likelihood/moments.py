@@ -7,12 +7,12 @@ The sum of stratum means z̄_s of n_s draws has, without bias,
 
 The degrees of freedom are those of a sum of variances (Satterthwaite, 1946),
 
-    ν = 2 V² / Σ_s v_s² r_s/(1 + r_s),   r_s = 2/(n_s − 1) + κ/n_s,
+    ν = 2 (E V)²/Var V ≈ 2 V²/U − 2,   U = Σ_s v_s² r_s/(1 + r_s),   r_s = 2/(n_s − 1) + κ/n_s,
 
-where r_s is the squared relative error of v_s for draws of excess kurtosis κ, and 1/(1 + r_s) makes
-E v_s² the square of the true variance.  κ is what a pilot saw, and at least 3, that of a χ² with
-four degrees of freedom: terms are near to squares of few directions.  Small samples underrate a
-skewness; what M₃/V^{3/2} says is raised by half.
+where r_s is the squared relative error of v_s for draws of excess kurtosis κ: U is unbiased for
+Var V, and V² − U for (E V)².  One stratum of normal draws has n − 1.  κ is what a pilot saw, and
+at least 2, that of a χ² with six degrees of freedom: terms are near to squares of few directions.
+Small samples underrate a skewness; what M₃/V^{3/2} says is raised by half.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from pyrodiff.likelihood.layout import Layout
 
 __all__ = ["TYPICAL_KURTOSIS", "Moments"]
 
-TYPICAL_KURTOSIS = 3.0
+TYPICAL_KURTOSIS = 2.0
 _RAISED = 1.5
 
 
@@ -65,8 +65,8 @@ class Moments(NamedTuple):
         relative = 2 / (count - 1).clamp(min=1) + self.kurtosis / count
         errors = (self.variance.square() * relative / (1 + relative)).sum(1)
         none = max(1.0, float((count - 1).sum()))
-        freedom = 2 * self.variance.sum(1).square() / errors
-        return torch.where(errors > 0, freedom.clamp(min=1.0), none)
+        freedom = 2 * self.variance.sum(1).square() / errors - 2
+        return torch.where(errors > 0, freedom.clamp(max=none), none)
 
     @property
     def skewness(self) -> Tensor:

@@ -41,7 +41,7 @@ _MOST = 64  # passes over the whole chain that a sample's budget may amount to
 _BLOCK_VALUES = 2**17  # noise that is worked on at a time: it fits a processor's cache
 _CAUTION = 0.25  # chance that the first stage underrates the variance that it plans for
 FEWEST_CALLS = 32  # for an interval of one sample
-_FEWEST_FREEDOM = 3.5
+_FEWEST_FREEDOM = 1.5
 
 _NO_ERROR = "Standard errors are NaN: one draw of each step does not know its spread."
 _FEW_CALLS = (
@@ -68,7 +68,7 @@ class TermwiseBound(Estimator):
         pilot: what was learned on other data (``Pilot.run``).
 
     Intervals are skewed as the draws are.  Below 32 calls, and where an error rests on fewer than
-    3.5 degrees of freedom, they are NaN (``remarks``): the error itself, right in mean square over
+    1.5 degrees of freedom, they are NaN (``remarks``): the error itself, right in mean square over
     samples, says little of one sample there.
 
     Raises:
