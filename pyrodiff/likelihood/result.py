@@ -172,7 +172,7 @@ class LogLikelihood:
             quantile = torch.as_tensor(stats.t.ppf(upper, self.degrees_of_freedom.double().numpy()))
         ends = (quantile, -quantile)
         if self.skewness is not None:
-            ends = tuple(_unskewed(h, self.skewness) for h in ends)
+            ends = (_unskewed(quantile, self.skewness), _unskewed(-quantile, self.skewness))
         return self.value - self.std_error * ends[0], self.value - self.std_error * ends[1]
 
     @property

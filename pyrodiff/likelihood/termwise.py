@@ -138,7 +138,8 @@ class TermwiseBound(Estimator):
             fresh = scorer.layout(budget)
             spent[some] = fresh.total
             columns[:, some] = torch.stack(scorer.take(some).score(fresh, path=1)[:4])
-        score = _Score(*columns.unbind(), terms=stage.terms)
+        value, variance, freedom, skewness = columns.unbind()
+        score = _Score(value, variance, freedom, skewness, stage.terms)
         return self._result(scorer, score, layout.total + spent, spent)
 
     def _result(
