@@ -138,12 +138,13 @@ class Controls:
         return sigma.square() / (alpha.square() * self.eigenvalues + sigma.square())
 
     @cached_property
-    def _tables(self) -> dict[torch.dtype, Tensor]:
+    def _tables(self) -> dict[tuple[torch.dtype, torch.device], Tensor]:
         return {}
 
-    def _weights(self, dtype: torch.dtype) -> Tensor:
+    def _weights(self, like: Tensor) -> Tensor:
         """What r₀ z and z² − 1 are summed with for the affine controls, (3, T, rank)."""
-        if dtype not in self._tables:
+        key = (like.dtype, like.device)
+        if key not in self._tables:
             g, rest, e = self.gain, self.residual, self.eigenvalues
             # divided by the spread over data and noise, so that coefficients change slowly with t
             parts = (
@@ -152,8 +153,8 @@ class Controls:
                 (rest, rest.square() * e),
             )
             rows = [value / square.sum(1, keepdim=True).sqrt() for value, square in parts]
-            self._tables[dtype] = torch.stack(rows).to(dtype)
-        return self._tables[dtype]
+            self._tables[key] = torch.stack(rows).to(like)
+        return self._tables[key]
 
     def prepare(self, x_0: Tensor) -> Prepared:
         """What is needed of samples (n, *event_shape)."""
@@ -173,7 +174,12 @@ class Controls:
     @property
     def num_controls(self) -> int:
         """How many controls ``noise`` gives."""
-        return 2 * self.num_hats + (5 if len(self.knots) > 1 else 3)
+        return 2 * self.num_hats + self.num_affine
+
+    @property
+    def num_affine(self) -> int:
+        """How many of them, the last, are of the affine denoiser and of neighbouring pixels."""
+        return 5 if len(self.knots) > 1 else 3
 
     def noise(self, prepared: Prepared, t: Tensor, noise: Tensor) -> Tensor:
         """The controls of mean zero for c draws of each sample, shape (n, c, num_controls).
@@ -189,7 +195,7 @@ class Controls:
         hats = torch.bmm(powers, prepared.hats).unflatten(1, (2, -1)) * unit
         z = flat @ self.basis.to(flat)
         index = (t - 1).to(flat.device)
-        rest_g, square_g, rest = (table[index] for table in self._weights(flat.dtype))
+        rest_g, square_g, rest = (table[index] for table in self._weights(flat))
         linear, square = prepared.centered[:, None] * z, z.square() - 1
         pairs = ((rest_g, linear), (square_g, square), (rest, linear))
         affine = [(weight * value).sum(2) for weight, value in pairs]

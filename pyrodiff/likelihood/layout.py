@@ -1,27 +1,34 @@
-r"""Where network calls go: strata of steps t and the draws in each.
+r"""Where network calls go: strata of steps t, and how t is drawn within them.
 
-With D_t the spread of L_t over the noise and m_t that of its mean over samples, the sum over a
-stratum s from n_s draws of t ~ U(s) and ε has variance V_s/n_s,
+Calls are spread over the chain with a density μ_t, Σ μ_t = 1.  Steps are cut into strata of about
+equal mass μ(s), n_s draws of n are given to each in proportion to it, and with t ~ μ_t/μ(s) in s
 
-    V_s = |s|² (mean D_t² + mean m_t² − (mean m_t)²),
+    Σ_{t∈s} L_t = E[L_t μ(s)/μ_t].
 
-if a sample's curve runs in proportion to m_t.  The least Σ V_s/n_s for n calls is (Σ √V_s)²/n, at
-n_s ∝ √V_s (Neyman, 1934).  So strata are cut for the least Σ √V_s, by dynamic programming; each
-gets two draws at least, the fewest that know their own spread, and as many strata are taken as
-that constraint makes worth while.
+A step that stands apart, t = 1 and any to which λ jumps, has a stratum of its own: nothing that its
+neighbours say is true of it.  Without a pilot μ is a mixture of
+
+    1/T                    whatever the model, no step is rarer than five times every t once
+    min(−Δλ_t, 1)          what a model that knows nothing of t would go by
+    w_t/(1 + SNR_t)        the terms of standard normal data with their optimal denoiser
+
+and of a share for the jumps.  Draws are three or four to a stratum, which is what tells a stratum's
+spread and skewness; with fewer than 16 calls they are two.  From as many strata as steps on, half
+of the calls go to every step alike.
 """
 
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Allocation", "Layout", "every_step", "typical_allocation"]
+__all__ = ["Allocation", "Layout", "apart", "every_step", "typical_allocation", "typical_density"]
 
-_STRATA = 256  # at most; finer ones gain nothing
-_EVERY = 64  # steps that may each be a stratum of their own
-_PLACES = 256  # even, and evenly spread over log t, places where strata may end beyond
+_SHARES = (0.2, 0.2, 0.6)  # of the three parts
+_JUMP_SHARE = 0.15
+_JUMP = 2.0  # nats of λ, and four times what is usual, make a jump
+_MOST = 3.0  # of the third part, in units of d/2 nats: more belongs to a jump
 
 
 class Layout(NamedTuple):
@@ -41,6 +48,17 @@ class Layout(NamedTuple):
         """The mean t of each stratum, shape (S,), float64."""
         return self.first + (self.width - 1).double() / 2
 
+    @property
+    def stratum(self) -> Tensor:
+        """The stratum of each draw, shape (n,)."""
+        return torch.arange(len(self.draws)).repeat_interleave(self.draws)
+
+    def sums(self, curve: Tensor) -> Tensor:
+        """Sums of curves over t, (…, T), over the steps of each stratum, (…, S)."""
+        whole = torch.nn.functional.pad(curve.cumsum(-1), (1, 0))
+        last = self.first + self.width - 1
+        return whole[..., last] - whole[..., self.first - 1]
+
 
 def every_step(start: int, num_steps: int) -> Layout:
     """Each of start … T once, as published codes do: the error is not known."""
@@ -48,46 +66,64 @@ def every_step(start: int, num_steps: int) -> Layout:
     return Layout(first, torch.ones_like(first), torch.ones_like(first))
 
 
-def _typical_terms(log_snr: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
-    """D_t and m_t to go by when nothing is known but the schedule, nats, (T,) each.
+def _jumps(log_snr: Tensor) -> Tensor:
+    """Whether λ jumps to a step, (T,) bool."""
+    falls = -log_snr.diff()
+    large = torch.zeros(len(log_snr), dtype=torch.bool)
+    if len(falls):
+        large[1:] = (falls > _JUMP) & (falls > 4 * falls.median())
+    return large
 
-    For x_0 ~ N(0, I) and its optimal denoiser, L_t is about d/2 (SNR_{t−1} − SNR_t)/(1 + SNR_t)
-    for t ≥ 2 and ½ ‖x_0 − x̂_0‖²/s² for t = 1, d/2 where s² is β_1; either varies with the noise
-    by √(2/d) of itself.  A fifth of the mean spread is added: where a model is poor this may say
-    nearly nothing of its spread, and a stratum that is thought not to vary gets two draws only.
+
+def apart(log_snr: Tensor) -> Tensor:
+    """Steps that have a stratum of their own, (T,) bool: t = 1 and jumps."""
+    alone = _jumps(log_snr)
+    alone[0] = True
+    return alone
+
+
+def typical_density(log_snr: Tensor, unit: Tensor) -> Tensor:
+    """μ to go by when nothing is known but the chain, shape (T,), of sum 1.
+
+    Args:
+        log_snr: λ_1 … λ_T.
+        unit: w_t/(1 + SNR_t), see ``known``.
     """
-    steps = torch.expm1(-log_snr.diff()) * torch.sigmoid(log_snr[1:])
-    curve = 0.5 * dimensions * torch.cat([torch.ones_like(log_snr[:1]), steps])
-    noise = curve * (2 / dimensions) ** 0.5
-    return noise + 0.2 * noise.mean(), curve
+    falls = torch.cat([log_snr.new_ones(1), -log_snr.diff()]).clamp(max=1.0)
+    parts = (torch.ones_like(log_snr), falls, unit.clamp(max=_MOST))
+    density = sum(share * part / part.sum() for share, part in zip(_SHARES, parts, strict=True))
+    assert isinstance(density, Tensor)
+    jumps = _jumps(log_snr).double()
+    if not bool(jumps.any()):
+        return density
+    return (1 - _JUMP_SHARE) * density + _JUMP_SHARE * jumps / jumps.sum()
 
 
 @lru_cache(maxsize=8)
-def typical_allocation(log_snr: tuple[float, ...], dimensions: int, start: int) -> "Allocation":
-    """The layouts of a chain of which nothing is known but its log-SNRs λ_1 … λ_T."""
-    return Allocation(
-        *_typical_terms(torch.tensor(log_snr, dtype=torch.float64), dimensions), start
-    )
+def typical_allocation(
+    log_snr: tuple[float, ...], unit: tuple[float, ...], start: int
+) -> "Allocation":
+    """The layouts of a chain of which nothing is known but what ``typical_density`` takes."""
+    table = torch.tensor(log_snr, dtype=torch.float64)
+    density = typical_density(table, torch.tensor(unit, dtype=torch.float64))
+    return Allocation(density, apart(table), start)
 
 
 class Allocation:
     """The layouts of a chain, for any number of calls.
 
     Args:
-        noise: D_t, nats, for t = 1 … T, shape (T,).
-        curve: m_t, shape (T,).
+        density: μ_t > 0 for t = 1 … T, shape (T,).
+        alone: steps that have a stratum of their own, shape (T,) bool.
         start: the first step that is drawn: 1, or 2 where t = 1 needs no network.
     """
 
-    def __init__(self, noise: Tensor, curve: Tensor, start: int = 1):
+    def __init__(self, density: Tensor, alone: Tensor, start: int = 1):
         self.start = start
-        noise, curve = (v[start - 1 :].double().cpu() for v in (noise, curve))
-        noise = noise + 1e-6 * noise.mean() + 1e-30  # a step without spread is a step still
-        self.num_steps = len(noise)
-        self._sums = [
-            torch.cat([torch.zeros(1, dtype=torch.float64), v.cumsum(0)])
-            for v in (noise.square() + curve.square(), curve)
-        ]
+        drawn, self._alone = density[start - 1 :].double().cpu(), alone[start - 1 :].cpu()
+        self.num_steps = len(drawn)
+        self.density = torch.cat([drawn.new_zeros(start - 1), drawn / drawn.sum()])
+        self._whole = torch.nn.functional.pad(self.density.cumsum(0), (1, 0))
         self._cache: dict[int, Layout] = {}
 
     def layout(self, calls: int) -> Layout:
@@ -99,69 +135,79 @@ class Allocation:
     def _best(self, calls: int) -> Layout:
         if self.num_steps == 0:  # T = 1, and it needs no network
             return every_step(self.start, self.start - 1)
-        most = min(calls // 2, len(self._table) - 1)
-        options = {most, *(round(most * share) for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.2))}
-        found: list[tuple[float, Layout]] = []
-        for strata in sorted(max(1, option) for option in options):
-            edges = self._edges(strata)
-            root = self._root(edges[:-1], edges[1:])
-            draws = _draws(root, calls)
-            layout = Layout(self.start + edges[:-1], edges.diff(), draws)
-            found.append((float((root.square() / draws).sum()), layout))
-        return min(found, key=lambda pair: pair[0])[1]
+        each = 2 if calls < 16 else 3 if calls < 48 else 4
+        strata = max(1, calls // each)
+        if strata >= self.num_steps:
+            mass = self.density[self.start - 1 :]
+            even = torch.full_like(mass, 1 / self.num_steps)
+            steps = every_step(self.start, self.start + self.num_steps - 1)
+            return steps._replace(draws=_draws(0.5 * (mass + even), calls))
+        edges = torch.tensor(self._edges(min(strata, calls // 2)))
+        mass = self._mass(edges)
+        return Layout(self.start + edges[:-1], edges.diff(), _draws(mass, calls))
 
-    def _root(self, left: Tensor, right: Tensor) -> Tensor:
-        """√V of steps left < t ≤ right (counted from ``start`` − 1)."""
-        squares, curve = (s[right] - s[left] for s in self._sums)
-        return ((right - left) * squares - curve.square()).clamp(min=0).sqrt()
+    def _mass(self, edges: Tensor) -> Tensor:
+        """μ(s) of strata between edges, which count from ``start`` − 1."""
+        return self._whole[edges + self.start - 1].diff()
 
-    @cached_property
-    def _places(self) -> Tensor:
-        """Where strata may end, from 0 to T."""
-        n = self.num_steps
-        even = torch.linspace(0, n, min(n, _PLACES) + 1, dtype=torch.float64)
-        log = torch.logspace(0, 1, _PLACES, base=float(max(n, 2)), dtype=torch.float64)
-        places = torch.cat([torch.arange(min(n, _EVERY) + 1), even.round(), log.round()])
-        return places.long().clamp(max=n).unique()
+    def _edges(self, strata: int) -> list[int]:
+        """0 = e_0 < e_1 < … = T: at most ``strata`` of them, of the least largest mass."""
+        low, high = 0.0, 2.0
+        best = self._cut(high, strata)
+        for _ in range(50):
+            middle = 0.5 * (low + high)
+            edges = self._cut(middle, strata)
+            if len(edges) - 1 > strata:
+                low = middle
+            else:
+                high, best = middle, edges
+        return best
 
-    @cached_property
-    def _table(self) -> list[Tensor]:
-        """For k = 0, 1, … strata, the place before each place on the best way to it."""
-        places = self._places
-        left, right = places[:, None], places[None, :]
-        costs = self._root(left, right).masked_fill(left >= right, torch.inf)
-        if self.start == 1:  # the reconstruction is of another kind than the KL terms
-            costs[0, 2:-1] = torch.inf
-        total = torch.full((len(places),), torch.inf, dtype=torch.float64)
-        total[0] = 0.0
-        table = [torch.zeros(len(places), dtype=torch.int64)]
-        for _ in range(min(_STRATA, len(places) - 1)):
-            total, before = (total[:, None] + costs).min(0)
-            table.append(before)
-        return table
+    def _cut(self, most: float, strata: int) -> list[int]:
+        """Edges of strata that are as long as a mass of ``most`` allows."""
+        whole = self._whole[self.start - 1 :]
+        borders = self._borders if len(self._borders) <= strata else [self.num_steps]
+        edges = [0]
+        for border in borders:
+            while edges[-1] < border and len(edges) <= strata + 1:
+                end = int(torch.searchsorted(whole, whole[edges[-1]] + most, right=True)) - 1
+                edges.append(min(max(end, edges[-1] + 1), border))
+        return edges
 
-    def _edges(self, strata: int) -> Tensor:
-        """0 = e_0 < e_1 < … = T of the best ``strata`` strata."""
-        place, edges = len(self._places) - 1, [self.num_steps]
-        for k in range(strata, 0, -1):
-            place = int(self._table[k][place])
-            edges.append(int(self._places[place]))
-        return torch.tensor(edges[::-1])
+    @property
+    def _borders(self) -> list[int]:
+        """Where a stratum has to end: before and after each step that stands apart."""
+        alone = self._alone.nonzero().flatten()
+        return sorted({*alone.tolist(), *(alone + 1).tolist(), self.num_steps} - {0})
+
+    def draw(self, layout: Layout, some: slice, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps t ~ μ_t/μ(s), and μ(s)/μ_t, of some of a layout's draws, (n, c) each.
+
+        Args:
+            some: which draws, in the order of the strata.
+            place: uniform in [0, 1], shape (n, c), float64 on the CPU.
+        """
+        stratum = layout.stratum[some]
+        first, width = layout.first[stratum], layout.width[stratum]
+        low, high = self._whole[first - 1], self._whole[first - 1 + width]
+        t = torch.searchsorted(self._whole, low + (high - low) * place, right=True)
+        t = t.maximum(first).minimum(first + width - 1)
+        factor = (high - low) / (self._whole[t] - self._whole[t - 1])
+        return t, torch.where(width == 1, 1.0, factor)
 
 
-def _draws(root: Tensor, calls: int) -> Tensor:
-    """n_s in proportion to √V_s, two at least, ``calls`` in all."""
-    root = root.clamp(min=1e-9 * float(root.max()) + 1e-200)  # rounding may leave none: share all
-    draws, free = torch.full(root.shape, 2), torch.ones_like(root, dtype=torch.bool)
+def _draws(mass: Tensor, calls: int) -> Tensor:
+    """n_s in proportion to the masses, two at least, ``calls`` in all."""
+    draws, free = torch.full(mass.shape, 2), torch.ones_like(mass, dtype=torch.bool)
     while True:
         spare = calls - 2 * int((~free).sum())
-        wanted = spare * root / root[free].sum()
-        low = free & (wanted < 2)
+        share = spare * mass / mass[free].sum()
+        low = free & (share < 2)
         if not bool(low.any()) or bool(low[free].all()):
             break
         free &= ~low
-    draws[free] = wanted[free].floor().long().clamp(min=2)
+    draws[free] = share[free].floor().long().clamp(min=2)
     rest = calls - int(draws.sum())
-    order = (wanted - draws).masked_fill(~free, -torch.inf).argsort(descending=True)
+    order = (share - draws).masked_fill(~free, -torch.inf).argsort(descending=True, stable=True)
     draws[order[:rest]] += 1
     return draws

@@ -1,13 +1,17 @@
 r"""A pilot: what some network calls on *other* data say of the terms of the bound.
 
-At a few dozen steps t_j it draws L_t several times for each of some samples and regresses it, in
-units of its spread s_j over the noise, on the control variates c and the curves b of ``Controls``:
+At a few dozen steps t_j, spread over the chain as calls are without a pilot, it draws L_t several
+times for each of some samples.  In units of u_t = w_t/(1 + SNR_t), by which terms do not jump where
+λ does, it regresses them on the control variates c and the curves b of ``Controls``,
 
-    L_t / s_t ≈ β_t·b_t(x_0) + γ_t·c_t(x_0, ε)
+    (L_t − k_t)/u_t ≈ β_t·b_t(x_0) + γ_t·c_t(x_0, ε)
 
-Coefficients and spreads between the t_j are interpolated over log t.  As none of it has seen the
-samples to be scored nor their noise, any estimate that subtracts γ·c (of mean zero) and s β·b
-(whose sum over t is known) has the same expectation as without.
+and keeps at each step what helps on samples held back (``regression``).  Coefficients are
+interpolated in λ, but for steps that stand apart; draws in the middle between two nodes say how
+far that goes.  As none of it has seen the samples to be scored nor their noise, any estimate that
+subtracts u γ·c (of mean zero) and u β·b (whose sum over t is known) has the same expectation as
+without.  Calls then go where the spread is that is left, and a fifth of them where they would go
+without a pilot.
 """
 
 from collections.abc import Callable
@@ -21,36 +25,70 @@ from torch import Tensor
 from pyrodiff import serialization
 from pyrodiff.chains import ReverseChain
 from pyrodiff.likelihood.controls import Controls, Prepared, is_image
-from pyrodiff.likelihood.layout import Allocation
+from pyrodiff.likelihood.known import known_terms
+from pyrodiff.likelihood.layout import Allocation, apart, typical_density
+from pyrodiff.likelihood.regression import Drawn, Regression, regress, scaled
 from pyrodiff.modes import evaluation_mode
 from pyrodiff.objectives import unchecked_term
 from pyrodiff.streams import NoiseStreams, derived_seed
 
 __all__ = ["Pilot"]
 
-_NODES = 32  # steps that are looked at
+_NODES = 20  # steps that are fitted to, beside the ends and those that stand apart
 _NOISE = 2  # neither that of samples nor that of estimates
 _REPEATS = 4  # draws of the noise for each sample there
-_RIDGE = 1e-3  # relative to each regressor's mean square
+_TRUST = 0.8  # the share of calls that goes where the pilot says
+_MISFIT = 0.25  # of a misfit over samples, what varies within a stratum
+_FLOOR = 1e-3  # of the mean spread: what a step is taken for at least
 
 
-def _nodes(num_steps: int) -> Tensor:
-    """1, 2, … T: even in log t, each integer once."""
-    places = torch.logspace(0, 1, _NODES, base=float(num_steps), dtype=torch.float64)
-    return torch.cat([places.round().long(), torch.arange(1, min(4, num_steps) + 1)]).unique()
+def _nodes(density: Tensor, alone: Tensor) -> Tensor:
+    """Steps from 1 to T, even in the density's mass, with both sides of what stands apart."""
+    mass = density.cumsum(0) / density.sum()
+    places = (torch.arange(_NODES, dtype=torch.float64) + 0.5) / _NODES
+    even = torch.searchsorted(mass, places) + 1
+    special = alone.nonzero().flatten() + 1
+    steps = torch.cat([even, special - 1, special, special + 1, torch.tensor([len(density)])])
+    return steps.clamp(1, len(density)).unique()
 
 
-def _interpolation(nodes: Tensor, num_steps: int) -> Tensor:
-    """Weights over the nodes for each t = 1 … T, linear in log t, shape (T, J)."""
-    t = torch.arange(1, num_steps + 1)
-    right = torch.searchsorted(nodes, t)
-    left = torch.where(nodes[right] == t, right, right - 1)
-    place, ends = t.double().log(), nodes.double().log()
-    gap = ends[right] - ends[left]
-    share = torch.where(gap > 0, (place - ends[left]) / gap.clamp(min=1e-12), 0.0)
-    weights = torch.zeros(num_steps, len(nodes), dtype=torch.float64)
+def _middles(nodes: Tensor, log_snr: Tensor) -> Tensor:
+    """Steps between the nodes, in the middle of λ, where there are any."""
+    ends = log_snr[nodes - 1]
+    between = torch.searchsorted(-log_snr, -0.5 * (ends[1:] + ends[:-1])) + 1
+    between = between.clamp(max=len(log_snr))
+    return between[~torch.isin(between, nodes)]
+
+
+def _interpolation(nodes: Tensor, log_snr: Tensor) -> Tensor:
+    """Weights over the nodes for each t = 1 … T, linear in λ, shape (T, J); nodes hold 1 and T."""
+    every = torch.arange(1, len(log_snr) + 1)
+    right = torch.searchsorted(nodes, every)
+    left = torch.where(nodes[right] == every, right, right - 1)
+    ends = log_snr[nodes - 1]
+    gap = ends[left] - ends[right]
+    share = torch.where(gap > 0, (ends[left] - log_snr) / gap.clamp(min=1e-12), 0.0)
+    weights = torch.zeros(len(log_snr), len(nodes), dtype=torch.float64)
     weights.scatter_(1, left[:, None], 1 - share[:, None])
     return weights.scatter_add_(1, right[:, None], share[:, None])
+
+
+def _learn(drawn: Drawn, nodes: Tensor, fitted: Tensor, log_snr: Tensor, affine: int) -> Regression:
+    """Coefficients at the nodes that are fitted to, and between them as far as they go."""
+    fit = torch.isin(nodes, fitted)
+    inner = Drawn(*(value[fit] for value in drawn))
+    at_nodes = regress(inner, affine, apart(log_snr)[fitted - 1])
+    if bool(fit.all()):
+        return at_nodes
+    weights = _interpolation(fitted, log_snr)[nodes[~fit] - 1]
+    outer = Drawn(*(value[~fit] for value in drawn))
+    between = scaled(outer, weights @ at_nodes.controls, weights @ at_nodes.curves)
+    parts = []
+    for one, other in zip(at_nodes, between, strict=True):
+        whole = one.new_empty(len(nodes), *one.shape[1:])
+        whole[fit], whole[~fit] = one, other
+        parts.append(whole)
+    return Regression(*parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,21 +97,27 @@ class Pilot:
 
     Args:
         controls: the functions of (x_0, t, ε) that were regressed on.
-        nodes: t_j, increasing from 1 to T, shape (J,).
-        scale: s_j, the spread of L_t over the noise, nats, shape (J,).
+        nodes: t_j and the middles between them, increasing from 1 to T, shape (J,).
+        unit: u_t, nats, shape (T,).
+        density: where calls would go without the pilot, shape (T,).
         baseline: β_j, shape (J, K + 1).
         coefficients: γ_j, shape (J, F).
-        spread: the spread over the noise that is left, nats, shape (J,).
-        misfit: the spread over samples of what the baseline misses, nats, shape (J,).
+        scale: the spread of L_t over the noise, in units of u_t, shape (J,).
+        spread: that which is left, on samples held back, shape (J,).
+        kurtosis: its excess kurtosis, shape (J,).
+        misfit: the spread over samples of what the baseline misses, shape (J,).
         calls: network calls that were made.
     """
 
     controls: Controls
     nodes: Tensor
-    scale: Tensor
+    unit: Tensor
+    density: Tensor
     baseline: Tensor
     coefficients: Tensor
+    scale: Tensor
     spread: Tensor
+    kurtosis: Tensor
     misfit: Tensor
     calls: int
 
@@ -108,7 +152,10 @@ class Pilot:
             ValueError: too few data or calls, data that the model cannot explain.
         """
         reverse.check_data(x, context)
-        nodes = _nodes(reverse.num_steps)
+        known = known_terms(reverse)
+        density, alone = typical_density(known.log_snr, known.unit), apart(known.log_snr)
+        fitted = _nodes(density, alone)
+        nodes = torch.cat([fitted, _middles(fitted, known.log_snr)]).sort().values
         slots = calls // (len(nodes) * _REPEATS)
         if len(x) < 2 or slots < 2:
             least = 2 * len(nodes) * _REPEATS
@@ -116,13 +163,26 @@ class Pilot:
                 f"Expected at least 2 samples and {least} calls for a pilot; "
                 f"got {len(x)} and {calls}."
             )
-        controls = Controls.fit(x, reverse.forward_chain.log_snr)
+        controls = Controls.fit(x, known.log_snr)
         sampler = _Sampler(reverse, controls, x, context, seed)
         with evaluation_mode(reverse):
-            drawn = sampler.draw(nodes, slots, batch_size, progress)
-        scale, baseline, coefficients, spread, misfit = _regress(*drawn)
-        made = len(nodes) * slots * _REPEATS
-        return cls(controls, nodes, scale, baseline, coefficients, spread, misfit, made)
+            terms, *rest = sampler.draw(nodes, slots, batch_size, progress)
+        unit, constant = (v[nodes - 1, None, None] for v in (known.unit, known.constant))
+        drawn = Drawn((terms - constant) / unit, *rest)
+        learned = _learn(drawn, nodes, fitted, known.log_snr, controls.num_affine)
+        return cls(
+            controls,
+            nodes,
+            known.unit,
+            density,
+            baseline=learned.curves,
+            coefficients=learned.controls,
+            scale=drawn.terms.var(2).mean(1).sqrt(),
+            spread=learned.noise,
+            kurtosis=learned.kurtosis,
+            misfit=learned.misfit,
+            calls=len(nodes) * slots * _REPEATS,
+        )
 
     @property
     def num_steps(self) -> int:
@@ -130,42 +190,62 @@ class Pilot:
         return len(self.controls.log_snr)
 
     @cached_property
+    def _alone(self) -> Tensor:
+        return apart(self.controls.log_snr)
+
+    @cached_property
     def _weights(self) -> Tensor:
-        return _interpolation(self.nodes, self.num_steps)
+        return _interpolation(self.nodes, self.controls.log_snr)
 
     def allocation(self, start: int) -> Allocation:
         """Where network calls go from step ``start`` on; made once."""
         if start not in self._allocations:
-            spread, misfit = (self._between(v) for v in (self.spread, self.misfit))
-            self._allocations[start] = Allocation(spread, misfit, start)
+            self._allocations[start] = Allocation(self._mixture(start), self._alone, start)
         return self._allocations[start]
 
     @cached_property
     def _allocations(self) -> dict[int, Allocation]:
         return {}
 
-    def _between(self, values: Tensor) -> Tensor:
-        """Positive values at the nodes, interpolated in the log to every t, (J,) to (T,)."""
-        return (self._weights @ values.clamp(min=1e-30).log()).exp()
+    def _mixture(self, start: int) -> Tensor:
+        """μ: in proportion to the spread that is left, and as without a pilot."""
+        left = (self.spread.square() + (_MISFIT * self.misfit).square()).sqrt()
+        spread = self.unit * (self._weights @ left.clamp(min=1e-30).log()).exp()
+        drawn = spread[start - 1 :]
+        if len(drawn) == 0 or float(drawn.sum()) == 0:
+            return self.density
+        spread = spread + _FLOOR * drawn.mean()
+        shares = [v / v[start - 1 :].sum() for v in (spread, self.density)]
+        return _TRUST * shares[0] + (1 - _TRUST) * shares[1]
+
+    def knows_curves(self, start: int) -> bool:
+        """Whether the noise of an estimate is more than what its curves miss within strata."""
+        density = self.allocation(start).density[start - 1 :]
+        parts = []
+        for values in (self.spread, _MISFIT * self.misfit):
+            variance = self.unit.square() * (self._weights @ values.square())
+            parts.append(float((variance[start - 1 :] / density).sum()))
+        return parts[1] <= parts[0]
+
+    @cached_property
+    def kurtosis_at(self) -> Tensor:
+        """The excess kurtosis of what is left, at every t, shape (T,)."""
+        return self._weights @ self.kurtosis
 
     @cached_property
     def gamma(self) -> Tensor:
-        """s_t γ_t: the controls' coefficients in nats at every t, shape (T, F)."""
-        return self._scales * (self._weights @ self.coefficients)
+        """u_t γ_t: the controls' coefficients in nats at every t, shape (T, F)."""
+        return self.unit[:, None] * (self._weights @ self.coefficients)
 
     @cached_property
     def beta(self) -> Tensor:
-        """s_t β_t: the curves' coefficients in nats at every t, shape (T, K + 1)."""
-        return self._scales * (self._weights @ self.baseline)
+        """u_t β_t: the curves' coefficients in nats at every t, shape (T, K + 1)."""
+        return self.unit[:, None] * (self._weights @ self.baseline)
 
     def baseline_at(self, prepared: Prepared) -> Tensor:
-        """b: what is expected of L_t at every t, nats, shape (n, T), float64."""
+        """b: what is expected of L_t − k_t at every t, nats, shape (n, T), float64."""
         hats, expected = self.controls.curves(prepared)
         return hats @ self.beta[:, :-1].mT + expected * self.beta[:, -1]
-
-    @cached_property
-    def _scales(self) -> Tensor:
-        return self._between(self.scale)[:, None]
 
     def check(self, reverse: ReverseChain) -> None:
         """Raise ValueError unless the pilot was run on a chain of these steps and events."""
@@ -214,14 +294,17 @@ class Pilot:
 
 _OWN = {
     "nodes": "J",
-    "scale": "J",
+    "unit": "T",
+    "density": "T",
     "baseline": "JK",
     "coefficients": "JF",
+    "scale": "J",
     "spread": "J",
+    "kurtosis": "J",
     "misfit": "J",
 }
 _CONTROLS = {"log_snr": "T", "knots": "RH", "mean": "d", "eigenvalues": "r", "basis": "dr"}
-_SPREADS = ("scale", "spread", "misfit", "eigenvalues")
+_SPREADS = ("unit", "density", "scale", "spread", "misfit", "eigenvalues")
 
 
 def _check_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -296,57 +379,3 @@ class _Sampler:
             controls.reshape(*shape, repeats, -1),
             curves.reshape(*shape, -1),
         )
-
-
-def _regress(
-    terms: Tensor, controls: Tensor, curves: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Scales, baselines, coefficients, spreads left and misfits at each node."""
-    scale = terms.var(2).mean(1).sqrt().clamp(min=1e-12)
-    target = terms / scale[:, None, None]
-    # Within a sample its own level does not count: it varies more than the noise makes L_t vary.
-    coefficients = _ridge(_centred(controls), _centred(target))
-    rest = target - torch.einsum("jmrf,jf->jmr", controls, coefficients)
-    baseline = _with_intercept(curves, rest.mean(2))
-    left = rest.var(2).mean(1)
-    spread = left.sqrt() * scale
-    between = (rest.mean(2) - torch.einsum("jmf,jf->jm", curves, baseline)).square().mean(1)
-    misfit = (between - left / terms.shape[2]).clamp(min=0).sqrt() * scale
-    return scale, baseline, coefficients, spread, misfit
-
-
-def _with_intercept(curves: Tensor, target: Tensor) -> Tensor:
-    """Coefficients (J, K + 1) whose constant is free of the penalty.
-
-    Hat functions add up to the same for every sample: a constant is a constant on all of them.
-    """
-    middle, level = curves.mean(1, keepdim=True), target.mean(1, keepdim=True)
-    slopes = _ridge(curves - middle, target - level)
-    constant = level[:, 0] - (middle[:, 0] * slopes).sum(1)
-    total = middle[:, 0, :-1].sum(1)
-    slopes[:, :-1] += (constant / total)[:, None]
-    return slopes
-
-
-def _centred(values: Tensor) -> Tensor:
-    return values - values.mean(2, keepdim=True)
-
-
-def _ridge(known: Tensor, target: Tensor) -> Tensor:
-    """Coefficients at each node, (J, …, F) and (J, …) to (J, F).
-
-    Nodes beside it count half.  The reconstruction, t = 1, is of another kind than the KL terms
-    and stands alone.
-    """
-    rows, y = known.flatten(1, -2), target.flatten(1)
-    gram, moment = rows.mT @ rows, (rows.mT @ y[..., None])[..., 0]
-    solutions = []
-    for j in range(len(rows)):
-        beside = [i for i in (j - 1, j + 1) if min(i, j) >= 1 and i < len(rows)]
-        own = gram[j] + 0.5 * gram[beside].sum(0)
-        diagonal = own.diagonal()
-        # a regressor that the pilot hardly saw, though others may, gets no large coefficient
-        rare = diagonal.max() / rows.shape[1] + 1e-300
-        own = own + torch.diag(_RIDGE * diagonal + rare)
-        solutions.append(torch.linalg.solve(own, moment[j] + 0.5 * moment[beside].sum(0)))
-    return torch.stack(solutions)

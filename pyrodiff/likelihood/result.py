@@ -25,6 +25,7 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
     "std_error": ("sample",),
     "calls": ("sample",),
     "degrees_of_freedom": ("sample",),
+    "skewness": ("sample",),
     "terms": ("sample", "timestep"),
     "log_weights": ("sample", "particle"),
     "reference": ("sample",),
@@ -83,6 +84,15 @@ class Mean(NamedTuple):
     monte_carlo: float
 
 
+def _unskewed(h: Tensor, skewness: Tensor) -> Tensor:
+    """T with T + g T²/3 + g² T³/27 + g/6 = h, for skewness g: 3/g (∛(1 + g (h − g/6)) − 1)."""
+    flat = skewness.abs() < 1e-6
+    g = torch.where(flat, 1.0, skewness)
+    inner = 1 + g * (h - g / 6)
+    root = inner.sign() * inner.abs() ** (1 / 3)
+    return torch.where(flat, h, 3 / g * (root - 1))
+
+
 @dataclass(frozen=True, eq=False)
 class LogLikelihood:
     """log p_θ(x) of each sample.
@@ -97,7 +107,9 @@ class LogLikelihood:
         estimator: how it was made.
         terms: −L of parts of the chain, nats per step, shape (N, S), or None.
         timesteps: the mean t of each part, shape (S,), or None.
-        degrees_of_freedom: of each standard error, shape (N,), or None for many.
+        degrees_of_freedom: of each standard error, shape (N,), or None for many; NaN where they
+            are too few for an interval.
+        skewness: of each value's Monte Carlo error, shape (N,), or None for none.
         log_weights: log of the importance weights that the value was made of, (N, K), or None.
         reference: the importance bound with as many particles, nats, (N,), where the estimator
             has to stand comparison with it; else None.
@@ -126,6 +138,7 @@ class LogLikelihood:
     unbiased_weights: bool = False
     indices: Tensor | None = None
     checksums: Tensor | None = None
+    skewness: Tensor | None = None
 
     @property
     def network_evaluations(self) -> float:
@@ -170,8 +183,13 @@ class LogLikelihood:
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Ends of a confidence interval for the expectation of each value, nats, (N,) each.
 
-        From Student's t where the degrees of freedom are known, else from the normal law.  For a
-        bound it is an interval for the bound, not for log p.
+        T = (value − θ)/std_error is taken for Student's t with the degrees of freedom, or for
+        standard normal where they are None; with a skewness g, its transform
+
+            h(T) = T + g T²/3 + g² T³/27 + g/6                       (Hall, 1992)
+
+        is taken for that.  For a bound it is an interval for the bound, not for log p.  NaN where
+        the error is unknown or rests on too little; ``remarks`` says why.
 
         Raises:
             ValueError: a level outside (0, 1).
@@ -182,11 +200,13 @@ class LogLikelihood:
             raise ValueError(f"Expected a level between 0 and 1; got {level}.")
         upper = 0.5 + level / 2
         if self.degrees_of_freedom is None:
-            half = self.std_error * float(stats.norm.ppf(upper))
+            quantile = torch.full_like(self.std_error, float(stats.norm.ppf(upper)))
         else:
-            quantile = stats.t.ppf(upper, self.degrees_of_freedom.double().numpy())
-            half = self.std_error * torch.as_tensor(quantile)
-        return self.value - half, self.value + half
+            quantile = torch.as_tensor(stats.t.ppf(upper, self.degrees_of_freedom.double().numpy()))
+        ends = (quantile, -quantile)
+        if self.skewness is not None:
+            ends = (_unskewed(quantile, self.skewness), _unskewed(-quantile, self.skewness))
+        return self.value - self.std_error * ends[0], self.value - self.std_error * ends[1]
 
     @property
     def effective_sample_size(self) -> Tensor | None:

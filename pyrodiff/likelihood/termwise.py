@@ -1,38 +1,57 @@
 r"""The bound, term by term: −KL_T − Σ_t L_t with the sum over t taken in strata.
 
-    Σ_{t∈s} L_t ≈ Σ_{t∈s} b_t + |s| · mean over draws t ~ U(s), ε ~ N(0, I) of  L_t − b_t − γ_t·c
+    Σ_{t∈s} L_t ≈ Σ_{t∈s} b_t + mean over draws t ~ μ/μ(s) in s, ε ~ N(0, I), of
+                                μ(s)/μ_t (L_t − b_t − γ_t·c)
 
-The strata s partition 1 … T, so the estimate is unbiased at any budget.  Where a pilot on other
-data is given it says how wide strata are and how many draws they get (``layout``), and what is
+The strata s partition 1 … T, so the estimate is unbiased at any budget.  They and the density μ
+follow the chain (``layout``), or what a pilot found on other data, which also says what is
 subtracted: control variates c of mean zero, and a baseline b whose sum is known (``controls``).
-The variance Σ_s |s|² s_s²/n_s of the estimate is known from n_s ≥ 2 draws.  A reconstruction that
-the decoder explains without the network is computed, not drawn.
+What is known of every term without the network is subtracted always (``known``), as is what half
+of the draws say of the other half (``baseline``).  The variance Σ_s s_s²/n_s of the estimate is
+known from n_s ≥ 2 draws.  A reconstruction that the decoder explains without the network is
+computed, not drawn.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
+from pyrodiff.likelihood.baseline import baseline_curves, shared_error, subtract_baseline
 from pyrodiff.likelihood.controls import Prepared
 from pyrodiff.likelihood.estimator import Batch, Estimator
-from pyrodiff.likelihood.layout import Layout, every_step, typical_allocation
+from pyrodiff.likelihood.known import KnownTerms, known_terms
+from pyrodiff.likelihood.layout import Allocation, Layout, every_step, typical_allocation
+from pyrodiff.likelihood.moments import Moments
 from pyrodiff.likelihood.pilot import Pilot
 from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.objectives import unchecked_term
 from pyrodiff.streams import NoiseStreams
 
-__all__ = ["TermwiseBound"]
+__all__ = ["FEWEST_CALLS", "TermwiseBound"]
 
 _FIRST_STAGE = 32  # calls that fix a sample's budget
 _GRID = 2**0.25  # budgets are powers of it, so that samples of equal budgets work together
 _MOST = 64  # passes over the whole chain that a sample's budget may amount to
 _BLOCK_VALUES = 2**17  # noise that is worked on at a time: it fits a processor's cache
 _CAUTION = 0.25  # chance that the first stage underrates the variance that it plans for
+FEWEST_CALLS = 32  # for an interval of one sample
+_FEWEST_FREEDOM = 1.5
+
+_NO_ERROR = "Standard errors are NaN: one draw of each step does not know its spread."
+_FEW_CALLS = (
+    f"Intervals are NaN below {FEWEST_CALLS} network calls per sample: so few draws know the mean "
+    "square of the errors, not how they are distributed."
+)
+_LOOSE = (
+    f"Intervals are NaN where the error rests on fewer than {_FEWEST_FREEDOM} degrees of freedom: "
+    "nearly all of it is that of one stratum with a few draws. More network calls would tell."
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +65,11 @@ class TermwiseBound(Estimator):
             A first stage of ``evaluations`` (default 32) calls fixes a sample's budget, and fresh
             draws alone give its value, so that stopping does not bias it; about three samples in
             four end at or below.  A budget never exceeds 64 passes over the chain.
-        pilot: what was learned on other data (``Pilot.run``); without it strata grow with t and
-            nothing is subtracted.
+        pilot: what was learned on other data (``Pilot.run``).
+
+    Intervals are skewed as the draws are.  Below 32 calls, and where an error rests on fewer than
+    1.5 degrees of freedom, they are NaN (``remarks``): the error itself, right in mean square over
+    samples, says little of one sample there.
 
     Raises:
         ValueError: fewer than 2 evaluations, a standard error that is not positive; on
@@ -93,64 +115,84 @@ class TermwiseBound(Estimator):
             layout = every_step(scorer.start, reverse.num_steps)
         else:
             layout = scorer.layout(self.evaluations)
-        value, variance, freedom, terms = scorer.score(layout, path=0)
+        score = scorer.score(layout, path=0)
+        terms, timesteps = score.terms, layout.middle
         if scorer.reconstruction is not None:
             terms = torch.cat([scorer.reconstruction[:, None], terms], 1)
-        return LogLikelihood(
-            value,
-            variance.sqrt(),
-            "lower bound",
-            torch.full(value.shape, layout.total),
-            reverse.event_shape.numel(),
-            repr(self),
-            -terms,
-            torch.cat([torch.ones(scorer.start - 1), layout.middle]),
-            degrees_of_freedom=freedom,
-            shared_calls=0 if self.pilot is None else self.pilot.calls,
-        )
+            timesteps = torch.cat([torch.ones(1), timesteps])
+        calls = torch.full(score.value.shape, layout.total)
+        result = self._result(scorer, score, calls, calls)
+        return replace(result, terms=-terms, timesteps=timesteps)
 
     def _two_stages(self, scorer: "_Scorer") -> LogLikelihood:
         """Budgets from a first stage; values from fresh draws."""
         assert self.std_error is not None
         first = self.evaluations or _FIRST_STAGE
         layout = scorer.layout(first)
-        _, variance, freedom, _ = scorer.score(layout, path=0)
-        budgets = _budgets(first, variance, freedom, self.std_error, scorer.reverse.num_steps)
-        value, spread, dof = (torch.empty_like(variance) for _ in range(3))
-        calls = torch.full(value.shape, layout.total)
+        stage = scorer.score(layout, path=0)
+        budgets = _budgets(first, stage, self.std_error, scorer.reverse.num_steps)
+        columns = torch.empty(4, len(budgets), dtype=torch.float64)
+        spent = torch.zeros_like(budgets)
         for budget in budgets.unique().tolist():
             some = (budgets == budget).nonzero().flatten()
-            layout = scorer.layout(budget)
-            found = scorer.take(some).score(layout, path=1)
-            calls[some] += layout.total
-            value[some], spread[some], dof[some] = found[:3]
+            fresh = scorer.layout(budget)
+            spent[some] = fresh.total
+            columns[:, some] = torch.stack(scorer.take(some).score(fresh, path=1)[:4])
+        value, variance, freedom, skewness = columns.unbind()
+        score = _Score(value, variance, freedom, skewness, stage.terms)
+        return self._result(scorer, score, layout.total + spent, spent)
+
+    def _result(
+        self, scorer: "_Scorer", score: "_Score", calls: Tensor, spent: Tensor
+    ) -> LogLikelihood:
+        """The result but for its terms; ``spent`` are the calls that the values were made of."""
+        std_error, freedom = score.variance.sqrt(), score.freedom
+        few = (spent > 0) & (spent < FEWEST_CALLS)
+        loose = (spent > 0) & ~few & (freedom < _FEWEST_FREEDOM)
+        remarks = []
+        if self.std_error is None and self.evaluations is None:
+            remarks.append(_NO_ERROR)
+        elif bool(few.any()):
+            remarks.append(_FEW_CALLS)
+        if bool(loose.any()):
+            remarks.append(_LOOSE)
         return LogLikelihood(
-            value,
-            spread.sqrt(),
+            score.value,
+            std_error,
             "lower bound",
             calls,
             scorer.reverse.event_shape.numel(),
             repr(self),
-            degrees_of_freedom=dof,
+            degrees_of_freedom=freedom.masked_fill(few | loose, torch.nan),
+            skewness=score.skewness,
             shared_calls=0 if self.pilot is None else self.pilot.calls,
+            remarks="\n".join(remarks),
         )
 
 
-def _budgets(
-    first: int, variance: Tensor, freedom: Tensor, target: float, num_steps: int
-) -> Tensor:
+def _budgets(first: int, stage: "_Score", target: float, num_steps: int) -> Tensor:
     """Calls for the standard error ``target``, (n,): variance falls as 1/calls.
 
     Not fewer than the first stage's, whose strata may be finer than those of fewer calls.
     """
     from scipy import stats
 
-    dof = freedom.numpy().clip(1.0)
-    cautious = variance * torch.as_tensor(dof / stats.chi2.ppf(_CAUTION, dof))
+    dof = stage.freedom.numpy().clip(1.0)
+    cautious = stage.variance * torch.as_tensor(dof / stats.chi2.ppf(_CAUTION, dof))
     cautious = cautious.nan_to_num(nan=0.0, posinf=0.0)  # such a sample has failed: no calls for it
-    wanted = (cautious * first / target**2).clamp(min=max(8, first))
-    power = (wanted.log() / math.log(_GRID) - 1e-9).ceil()
+    needed = (cautious * first / target**2).clamp(min=max(8, first))
+    power = (needed.log() / math.log(_GRID) - 1e-9).ceil()
     return (_GRID**power).round().clamp(max=_MOST * num_steps).long()
+
+
+class _Score(NamedTuple):
+    """Values, their variances, degrees of freedom and skewness, (n,); terms per step, (n, S)."""
+
+    value: Tensor
+    variance: Tensor
+    freedom: Tensor
+    skewness: Tensor
+    terms: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,17 +228,36 @@ class _Scorer:
         """b at every t, shape (n, T), nats."""
         return None if self.pilot is None else self.pilot.baseline_at(self.prepared)
 
+    @cached_property
+    def known(self) -> KnownTerms:
+        """k, w and λ at every t."""
+        return known_terms(self.reverse)
+
+    @cached_property
+    def curves(self) -> Tensor:
+        """What a baseline is made of, (p, T) or (n, p, T)."""
+        curves = baseline_curves(self.known.weight, self.known.log_snr)
+        if self.baseline is None:
+            return curves
+        typical = curves.expand(len(self.batch), *curves.shape)
+        return torch.cat([typical, self.baseline[:, None]], 1)
+
     @property
     def start(self) -> int:
         """The first step that is drawn."""
         return 1 if self.reconstruction is None else 2
 
-    def layout(self, calls: int) -> Layout:
-        """Strata and draws by what the pilot knows, or else by the schedule alone."""
+    @property
+    def allocation(self) -> Allocation:
+        """Where calls go, by what the pilot knows, or else by the chain alone."""
         if self.pilot is not None:
-            return self.pilot.allocation(self.start).layout(calls)
-        log_snr, size = self.reverse.forward_chain.log_snr, self.reverse.event_shape.numel()
-        return typical_allocation(tuple(log_snr.tolist()), size, self.start).layout(calls)
+            return self.pilot.allocation(self.start)
+        log_snr, unit = (tuple(v.tolist()) for v in (self.known.log_snr, self.known.unit))
+        return typical_allocation(log_snr, unit, self.start)
+
+    def layout(self, calls: int) -> Layout:
+        """Strata and draws of so many network calls."""
+        return self.allocation.layout(calls)
 
     def take(self, some: Tensor) -> "_Scorer":
         """The scorer of some of the samples."""
@@ -206,40 +267,42 @@ class _Scorer:
         part = replace(batch, x_0=batch.x_0[some], context=context, indices=indices)
         return _Scorer(self.reverse, part, self.pilot)
 
-    def score(self, layout: Layout, path: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Values, their variances, degrees of freedom, (n,), and mean terms per stratum, (n, S)."""
-        none = torch.empty(len(self.batch), 0, dtype=torch.float64)
-        draws = torch.cat([none, *self._draws(layout, path)], 1)
-        mean, variance = _by_stratum(draws, layout)
-        fixed = self.prior
+    def score(self, layout: Layout, path: int) -> _Score:
+        """The estimate from one layout's draws, which are those of the stream ``path``."""
+        none = torch.empty(3, len(self.batch), 0, dtype=torch.float64)
+        values, t, factor = torch.cat([none, *self._draws(layout, path)], 2)
+        pilot, drawn = self.pilot, (values, t.long(), factor)
+        as_it_is = pilot is not None and pilot.knows_curves(self.start)
+        draws = subtract_baseline(*drawn, layout, self.curves, as_it_is)
+        moments = Moments.of(draws, layout, None if pilot is None else pilot.kurtosis_at)
+        moments = moments._replace(
+            variance=moments.variance * shared_error(layout, self.curves, as_it_is)
+        )
+        sums = moments.mean + layout.sums(self.known.constant)
+        value = -self.prior - sums.sum(1)
         if self.reconstruction is not None:
-            fixed = fixed + self.reconstruction
-        if self.baseline is not None:
-            mean = mean + _means(self.baseline, layout)
-        value = -fixed - (mean * layout.width).sum(1)
-        return value, variance.sum(1), _freedom(variance, layout.draws), mean
+            value = value - self.reconstruction
+        variance, freedom = moments.variance.sum(1), moments.freedom
+        return _Score(value, variance, freedom, -moments.skewness, sums / layout.width)
 
     def _draws(self, layout: Layout, path: int) -> Iterator[Tensor]:
-        """L − b − γ·c for each sample and draw, in the order of the strata; blocks (n, c)."""
+        """f (L − k − γ·c), t and f of the draws, in the order of the strata; (3, n, c)."""
         batch, size = self.batch, self.reverse.event_shape.numel()
         # One normal beside the event's: its quantile is the place of t in the stratum.
         event, count = torch.Size([size + 1]), len(batch)
         streams = NoiseStreams(batch.seed, batch.indices, event, [path] * count)
-        firsts = layout.first.repeat_interleave(layout.draws)
-        widths = layout.width.repeat_interleave(layout.draws)
         together = max(1, _BLOCK_VALUES // (count * size), batch.rows // count)
-        for start in range(0, len(firsts), together):
-            first, width = (v[start : start + together] for v in (firsts, widths))
-            normal = torch.stack([streams.normal(batch.x_0) for _ in first], 1)
-            place = torch.special.ndtr(normal[..., size].double().cpu()) * width
-            t = first + place.long().minimum(width - 1)
+        for start in range(0, layout.total, together):
+            some = slice(start, min(start + together, layout.total))
+            normal = torch.stack([streams.normal(batch.x_0) for _ in layout.stratum[some]], 1)
+            place = torch.special.ndtr(normal[..., size].double().cpu())
+            t, factor = self.allocation.draw(layout, some, place)
             noise = normal[..., :size].unflatten(2, self.reverse.event_shape)
-            terms = self._terms(t, noise)
-            if self.pilot is not None and self.baseline is not None:
+            terms = self._terms(t, noise) - self.known.constant[t - 1]
+            if self.pilot is not None:
                 controls = self.pilot.controls.noise(self.prepared, t, noise).double().cpu()
                 terms -= (controls * self.pilot.gamma[t - 1]).sum(2)
-                terms -= self.baseline.gather(1, t - 1)
-            yield terms
+            yield torch.stack([terms * factor, t.double(), factor])
 
     def _terms(self, t: Tensor, noise: Tensor) -> Tensor:
         """L_t of each sample and draw, (n, c), float64 on the CPU."""
@@ -257,33 +320,3 @@ class _Scorer:
             result[:, some] = terms.double().cpu().reshape(len(batch), repeats)
         batch.failures.add_terms(batch.indices, t, result)
         return result
-
-
-def _means(curve: Tensor, layout: Layout) -> Tensor:
-    """The mean of a curve over t, (n, T), in each stratum, (n, S)."""
-    whole = torch.nn.functional.pad(curve.cumsum(1), (1, 0))
-    last = layout.first + layout.width - 1
-    return (whole[:, last] - whole[:, layout.first - 1]) / layout.width
-
-
-def _by_stratum(draws: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Mean terms of the strata, and the variances of |s| times them, (n, S) each."""
-    stratum = torch.arange(len(layout.draws)).repeat_interleave(layout.draws)
-    mean = draws.new_zeros(len(draws), len(layout.draws)).index_add(1, stratum, draws)
-    mean = mean / layout.draws
-    squares = torch.zeros_like(mean).index_add(1, stratum, (draws - mean[:, stratum]).square())
-    # one draw knows nothing of its spread: 0/0
-    variance = squares / (layout.draws - 1) / layout.draws
-    return mean, variance * layout.width.square()
-
-
-def _freedom(variance: Tensor, draws: Tensor) -> Tensor:
-    """Degrees of freedom of a sum of estimated variances, (n, S) to (n,).
-
-    Satterthwaite (1946), with E of the squared estimates, σ⁴ (1 + 2/ν), corrected for.
-    """
-    freedom = (draws - 1).clamp(min=1)
-    fourth = (variance.square() / (freedom + 2)).sum(1)
-    return torch.where(
-        fourth > 0, variance.sum(1).square() / fourth, max(1.0, float(freedom.sum()))
-    )
