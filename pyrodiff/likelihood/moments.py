@@ -22,10 +22,15 @@ from torch import Tensor
 
 from pyrodiff.likelihood.layout import Layout
 
-__all__ = ["TYPICAL_KURTOSIS", "Moments"]
+__all__ = ["TYPICAL_KURTOSIS", "Moments", "relative_error"]
 
 TYPICAL_KURTOSIS = 2.0
 _RAISED = 1.5
+
+
+def relative_error(draws: Tensor, kurtosis: Tensor) -> Tensor:
+    """r_s, of n_s draws of excess kurtosis κ, shape (S,)."""
+    return 2 / (draws - 1).clamp(min=1) + kurtosis / draws
 
 
 class Moments(NamedTuple):
@@ -42,7 +47,7 @@ class Moments(NamedTuple):
         """Of draws (n, c) in the order of the strata; one draw knows nothing of its spread.
 
         Args:
-            kurtosis: κ at every t, shape (T,), where it is known.
+            kurtosis: κ of each stratum's draws, shape (S,), where it is known.
         """
         stratum, count = layout.stratum, layout.draws.double()
 
@@ -55,14 +60,13 @@ class Moments(NamedTuple):
         third = total(deviation**3) / ((count - 1) * (count - 2) * count)
         expected = torch.full_like(count, TYPICAL_KURTOSIS)
         if kurtosis is not None:
-            expected = expected.maximum(layout.sums(kurtosis) / layout.width)
+            expected = expected.maximum(kurtosis)
         return cls(mean, variance, torch.where(count > 2, third, 0.0), layout.draws, expected)
 
     @property
     def freedom(self) -> Tensor:
         """ν, shape (n,); without any spread n − S."""
-        count = self.draws.double()
-        relative = 2 / (count - 1).clamp(min=1) + self.kurtosis / count
+        count, relative = self.draws.double(), relative_error(self.draws, self.kurtosis)
         errors = (self.variance.square() * relative / (1 + relative)).sum(1)
         none = max(1.0, float((count - 1).sum()))
         freedom = 2 * self.variance.sum(1).square() / errors - 2

@@ -7,13 +7,14 @@ times for each of some samples.  In units of u_t = w_t/(1 + SNR_t), by which ter
     (L_t − k_t)/u_t ≈ β_t·b_t(x_0) + γ_t·c_t(x_0, ε)
 
 and keeps at each step what helps on samples held back (``regression``).  Coefficients are
-interpolated in λ, but for steps that stand apart; draws in the middle between two nodes say how
-far that goes.  As none of it has seen the samples to be scored nor their noise, any estimate that
-subtracts u γ·c (of mean zero) and u β·b (whose sum over t is known) has the same expectation as
-without.  Calls then go where the spread is that is left, and a fifth of them where they would go
-without a pilot.
+interpolated in λ; draws in the middle between two nodes say how far that goes.  As none of it has
+seen the samples to be scored nor their noise, any estimate that subtracts u γ·c (of mean zero) and
+u β·b (whose sum over t is known) has the same expectation as without.  Calls then go where the
+spread is that is left, and a fifth of them where they would go without a pilot.  The kurtosis that
+is left says what an error from few draws is worth.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,8 @@ from pyrodiff import serialization
 from pyrodiff.chains import ReverseChain
 from pyrodiff.likelihood.controls import Controls, Prepared, is_image
 from pyrodiff.likelihood.known import known_terms
-from pyrodiff.likelihood.layout import Allocation, apart, typical_density
+from pyrodiff.likelihood.layout import Allocation, Layout, apart, typical_density
+from pyrodiff.likelihood.moments import TYPICAL_KURTOSIS, relative_error
 from pyrodiff.likelihood.regression import Drawn, Regression, regress, scaled
 from pyrodiff.modes import evaluation_mode
 from pyrodiff.objectives import unchecked_term
@@ -207,10 +209,29 @@ class Pilot:
     def _allocations(self) -> dict[int, Allocation]:
         return {}
 
+    def _between(self, values: Tensor) -> Tensor:
+        """Values of what is left, (J,), at every t: the larger one of those on either side, (T,).
+
+        Coefficients that are interpolated leave more than at the steps that they were fitted to.
+        """
+        every = torch.arange(1, self.num_steps + 1)
+        right = torch.searchsorted(self.nodes, every)
+        left = torch.where(self.nodes[right] == every, right, right - 1)
+        return values[left].maximum(values[right])
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """The spread of L_t over the noise that is left, nats, shape (T,)."""
+        return self.unit * self._between(self.spread)
+
+    @cached_property
+    def missed(self) -> Tensor:
+        """What a curve that misses a sample varies by within a stratum, nats, shape (T,)."""
+        return _MISFIT * self.unit * self._between(self.misfit)
+
     def _mixture(self, start: int) -> Tensor:
         """μ: in proportion to the spread that is left, and as without a pilot."""
-        left = (self.spread.square() + (_MISFIT * self.misfit).square()).sqrt()
-        spread = self.unit * (self._weights @ left.clamp(min=1e-30).log()).exp()
+        spread = (self.noise.square() + self.missed.square()).sqrt()
         drawn = spread[start - 1 :]
         if len(drawn) == 0 or float(drawn.sum()) == 0:
             return self.density
@@ -221,16 +242,26 @@ class Pilot:
     def knows_curves(self, start: int) -> bool:
         """Whether the noise of an estimate is more than what its curves miss within strata."""
         density = self.allocation(start).density[start - 1 :]
-        parts = []
-        for values in (self.spread, _MISFIT * self.misfit):
-            variance = self.unit.square() * (self._weights @ values.square())
-            parts.append(float((variance[start - 1 :] / density).sum()))
-        return parts[1] <= parts[0]
+        noise, missed = (v[start - 1 :].square() / density for v in (self.noise, self.missed))
+        return float(missed.sum()) <= float(noise.sum())
 
-    @cached_property
-    def kurtosis_at(self) -> Tensor:
-        """The excess kurtosis of what is left, at every t, shape (T,)."""
-        return self._weights @ self.kurtosis
+    def tails(self, layout: Layout, start: int) -> tuple[Tensor, float]:
+        """Of a stratum's draws f y the excess kurtosis, (S,), and the degrees of freedom to expect.
+
+        With t ~ μ_t/μ(s), f = μ(s)/μ_t and D, κ the spread and excess kurtosis at t,
+
+            E (f y)² = Σ_t f D²,   E (f y)⁴ = Σ_t f³ D⁴ (κ + 3).
+        """
+        density = self.allocation(start).density.clamp(min=1e-300)
+        mass = layout.sums(density)
+        kurtosis = self._between(self.kurtosis).clamp(min=TYPICAL_KURTOSIS)
+        second = layout.sums(self.noise.square() / density) * mass
+        fourth = layout.sums(self.noise.pow(4) * (kurtosis + 3) / density.pow(3)) * mass.pow(3)
+        excess = torch.where(second > 0, fourth / second.square().clamp(min=1e-300) - 3, 0.0)
+        variance = second / layout.draws
+        errors = (variance.square() * relative_error(layout.draws, excess)).sum()
+        freedom = 2 * float(variance.sum().square() / errors) if float(errors) > 0 else math.inf
+        return excess, freedom
 
     @cached_property
     def gamma(self) -> Tensor:

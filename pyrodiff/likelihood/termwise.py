@@ -41,12 +41,17 @@ _MOST = 64  # passes over the whole chain that a sample's budget may amount to
 _BLOCK_VALUES = 2**17  # noise that is worked on at a time: it fits a processor's cache
 _CAUTION = 0.25  # chance that the first stage underrates the variance that it plans for
 FEWEST_CALLS = 32  # for an interval of one sample
-_FEWEST_FREEDOM = 1.5
+_FEWEST_FREEDOM = 1.5  # seen in a sample's draws
+_FEWEST_EXPECTED = 1.3  # by a pilot, for which a sample's own draws do not decide
 
 _NO_ERROR = "Standard errors are NaN: one draw of each step does not know its spread."
 _FEW_CALLS = (
     f"Intervals are NaN below {FEWEST_CALLS} network calls per sample: so few draws know the mean "
     "square of the errors, not how they are distributed."
+)
+_HEAVY = (
+    "Intervals are NaN: what the pilot leaves has tails that so few draws cannot know. More "
+    "network calls would tell, or no pilot."
 )
 _LOOSE = (
     f"Intervals are NaN where the error rests on fewer than {_FEWEST_FREEDOM} degrees of freedom: "
@@ -67,9 +72,9 @@ class TermwiseBound(Estimator):
             four end at or below.  A budget never exceeds 64 passes over the chain.
         pilot: what was learned on other data (``Pilot.run``).
 
-    Intervals are skewed as the draws are.  Below 32 calls, and where an error rests on fewer than
-    1.5 degrees of freedom, they are NaN (``remarks``): the error itself, right in mean square over
-    samples, says little of one sample there.
+    Intervals are skewed as the draws are.  Below 32 calls, and where an error rests on too little,
+    as a pilot's kurtosis or the draws themselves say, they are NaN (``remarks``): the error itself,
+    right in mean square over samples, says little of one sample there.
 
     Raises:
         ValueError: fewer than 2 evaluations, a standard error that is not positive; on
@@ -131,15 +136,15 @@ class TermwiseBound(Estimator):
         layout = scorer.layout(first)
         stage = scorer.score(layout, path=0)
         budgets = _budgets(first, stage, self.std_error, scorer.reverse.num_steps)
-        columns = torch.empty(4, len(budgets), dtype=torch.float64)
+        columns = torch.empty(5, len(budgets), dtype=torch.float64)
         spent = torch.zeros_like(budgets)
         for budget in budgets.unique().tolist():
             some = (budgets == budget).nonzero().flatten()
             fresh = scorer.layout(budget)
             spent[some] = fresh.total
-            columns[:, some] = torch.stack(scorer.take(some).score(fresh, path=1)[:4])
-        value, variance, freedom, skewness = columns.unbind()
-        score = _Score(value, variance, freedom, skewness, stage.terms)
+            columns[:, some] = torch.stack(scorer.take(some).score(fresh, path=1)[:5])
+        value, variance, freedom, skewness, expected = columns.unbind()
+        score = _Score(value, variance, freedom, skewness, expected, stage.terms)
         return self._result(scorer, score, layout.total + spent, spent)
 
     def _result(
@@ -148,14 +153,14 @@ class TermwiseBound(Estimator):
         """The result but for its terms; ``spent`` are the calls that the values were made of."""
         std_error, freedom = score.variance.sqrt(), score.freedom
         few = (spent > 0) & (spent < FEWEST_CALLS)
-        loose = (spent > 0) & ~few & (freedom < _FEWEST_FREEDOM)
+        heavy = (spent > 0) & ~few & (score.expected < _FEWEST_EXPECTED)
+        loose = (spent > 0) & ~few & (freedom < _FEWEST_FREEDOM) & (self.pilot is None)
         remarks = []
         if self.std_error is None and self.evaluations is None:
             remarks.append(_NO_ERROR)
         elif bool(few.any()):
             remarks.append(_FEW_CALLS)
-        if bool(loose.any()):
-            remarks.append(_LOOSE)
+        remarks += [why for why, rows in ((_HEAVY, heavy), (_LOOSE, loose)) if bool(rows.any())]
         return LogLikelihood(
             score.value,
             std_error,
@@ -163,7 +168,7 @@ class TermwiseBound(Estimator):
             calls,
             scorer.reverse.event_shape.numel(),
             repr(self),
-            degrees_of_freedom=freedom.masked_fill(few | loose, torch.nan),
+            degrees_of_freedom=freedom.masked_fill(few | heavy | loose, torch.nan),
             skewness=score.skewness,
             shared_calls=0 if self.pilot is None else self.pilot.calls,
             remarks="\n".join(remarks),
@@ -186,13 +191,16 @@ def _budgets(first: int, stage: "_Score", target: float, num_steps: int) -> Tens
 
 
 class _Score(NamedTuple):
-    """Values, their variances, degrees of freedom and skewness, (n,); terms per step, (n, S)."""
+    """Of n samples, (n,) each but for the last."""
 
     value: Tensor
     variance: Tensor
     freedom: Tensor
     skewness: Tensor
+    expected: Tensor
+    """The degrees of freedom that a pilot expects."""
     terms: Tensor
+    """Per step, shape (n, S)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,7 +282,10 @@ class _Scorer:
         pilot, drawn = self.pilot, (values, t.long(), factor)
         as_it_is = pilot is not None and pilot.knows_curves(self.start)
         draws = subtract_baseline(*drawn, layout, self.curves, as_it_is)
-        moments = Moments.of(draws, layout, None if pilot is None else pilot.kurtosis_at)
+        tails, expected_freedom = None, math.inf
+        if pilot is not None:
+            tails, expected_freedom = pilot.tails(layout, self.start)
+        moments = Moments.of(draws, layout, tails)
         moments = moments._replace(
             variance=moments.variance * shared_error(layout, self.curves, as_it_is)
         )
@@ -283,7 +294,8 @@ class _Scorer:
         if self.reconstruction is not None:
             value = value - self.reconstruction
         variance, freedom = moments.variance.sum(1), moments.freedom
-        return _Score(value, variance, freedom, -moments.skewness, sums / layout.width)
+        expected = torch.full_like(value, expected_freedom)
+        return _Score(value, variance, freedom, -moments.skewness, expected, sums / layout.width)
 
     def _draws(self, layout: Layout, path: int) -> Iterator[Tensor]:
         """f (L − k − γ·c), t and f of the draws, in the order of the strata; (3, n, c)."""
