@@ -282,12 +282,12 @@ def bound(reverse: ReverseChain, dataset: data.DataSet, settings: FitSettings) -
 
 
 def test_the_best_of_the_metrics_is_kept(points: data.DataSet, tmp_path: Path) -> None:
-    """Of twelve training samples much is learned by heart: the best model is not the last."""
-    few = replace(scaled(points, 1e3), train=points.train[:12])
-    settings = replace(TINY, width=64, steps=120, learning_rate=1e-2, ema_decay=0.8, patience=0)
+    """Trained on data that all lie near 0, the model becomes worse for those that do not."""
+    few = replace(scaled(points, 1e3), train=0.05 * points.train)
+    settings = replace(TINY, width=32, steps=60, learning_rate=1e-2, ema_decay=0.8, patience=0)
     reverse = fit(few, settings, tmp_path)
     bounds = [row["validation_bits_per_dim"] for row in rows(tmp_path)]
-    assert min(bounds) < bounds[-1] - 0.1
+    assert min(bounds) < bounds[-1] - 1
     assert bound(reverse, few, settings) == pytest.approx(min(bounds), rel=1e-6)
     best = training.read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
     assert best["global_step"] == 10 * (1 + bounds.index(min(bounds)))
