@@ -23,6 +23,7 @@ from pyrodiff.checks import check_types, reason, short
 __all__ = ["build", "build_parts", "describe", "entry", "network_shapes"]
 
 _KINDS = ("schedules", "denoisers", "variances", "decoders", "networks")
+_MESSAGE = 500  # characters of an error that is passed on whole
 _PARTS = {"schedule": "Schedule", "variance": "Variance", "decoder": "Decoder"}
 MAX_INTEGER = 2**20
 """The largest integer that a description may hold."""
@@ -89,7 +90,8 @@ def build(kind: str, description: Any, **parts: Any) -> Any:
     try:
         return known[name](**arguments, **parts)
     except Exception as error:  # values from a file can make a constructor raise nearly anything
-        if isinstance(error, ValueError) and str(error).startswith("Expected"):
+        ours = isinstance(error, ValueError) and str(error).startswith("Expected")
+        if ours and len(str(error)) < _MESSAGE:
             raise
         message = f"Expected a valid description of {name}; got {reason(error)}."
         raise ValueError(message) from error

@@ -23,6 +23,10 @@ _CONFIG, _SECTIONS = "config.yaml", ("model", "data", "fit")
 _RESULTS = ("model.safetensors", "metrics.csv", "evaluation.nc", "terms.png")
 _SAMPLES = ("samples.png", "samples.npy")
 _FOLDERS = ("checkpoints", "evaluation")
+_NEEDED = {
+    "data": ("source", "seed", "levels_found", "shift", "scale", "context_shape"),
+    "fit": ("evaluations", "seed"),
+}
 _DATA: dict[str, Any] = {
     "source": str,
     "seed": int,
@@ -58,8 +62,8 @@ def read_run(run: str | Path) -> dict[str, Any]:
 
 def _check_sections(config: dict[str, Any], path: Path) -> None:
     """Refuse what no run holds; that a section is missing is said where it is needed."""
-    for section in config.keys() & {"data", "fit"}:
-        for name in _DATA if section == "data" else ("evaluations", "seed"):
+    for section in config.keys() & _NEEDED.keys():
+        for name in _NEEDED[section]:
             serialization.entry(config[section], name)
     check_types(FitSettings, config.get("fit", {}))
     for name, value in config.get("data", {}).items():

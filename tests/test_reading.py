@@ -205,6 +205,7 @@ def test_configurations_have_a_largest_size(
         (("denoiser", "network", "width"), 2**20, "weights that fit .* differ, the first"),
         (("denoiser", "network", "blocks"), 2**20, "its description has more"),
         (("denoiser", "network", "dropout"), 7.0, "Expected 0 <= dropout < 1; got 7.0"),
+        (("denoiser", "network", "event_shape"), [0] * 999, "valid description of ResidualMLP"),
         (("denoiser", "network", "fourier"), "no", "fourier of ResidualMLP to be"),
         (("num_steps",), 10**7, "num_steps to be an integer >= 1 and at most 1000000"),
         (("num_steps",), "4", "num_steps to be an integer >= 1 .*got '4'"),
