@@ -8,7 +8,8 @@ the intervals that hold the mean over all repeats is counted.  The models are th
 ``PathBound`` and ``ImportanceBound`` are functions of K independent path weights: several thousand
 are drawn for each model and cut into sets of K, anew in another order until there are 2000 sets.
 (The coverage counted has a standard error of 0.5 %, as if all sets were of fresh weights: measured
-over 60 repeats of normal draws.)  The lower bound of ``SandwichBound`` is the importance bound.
+over 60 repeats of normal draws; more where a few weights of thousands have all the say.)  The
+lower bound of ``SandwichBound`` is the importance bound.
 The other estimators are called once for each of 1000 repeats, for fewer models.
 """
 
@@ -45,7 +46,7 @@ from pyrodiff.likelihood import (
 )
 from pyrodiff.likelihood.estimator import Batch
 from pyrodiff.likelihood.path import summary, weights_and_jump
-from pyrodiff.likelihood.statistics import Summary, log_mean_of_weights, pseudo_values
+from pyrodiff.likelihood.statistics import Summary, log_mean_of_weights
 
 RESULT = Path(__file__).parent / "results" / "coverage-weights.json"
 COUNTS = (4, 16, 64)
@@ -81,19 +82,26 @@ def repeat(estimator: Estimator, case: Case, repeats: int) -> LogLikelihood:
     return estimator.estimate(case.reverse, x_0, indices=range(repeats), batch_size=ROWS)
 
 
-def draws_of(case: Case) -> tuple[Tensor, Tensor]:
-    """log w and its summand at the jump of λ, one row of thousands each."""
+def draws_of(case: Case, folder: Path | None) -> Tensor:
+    """log w and its summand at the jump of λ, (2, thousands), from the folder where they are."""
+    path = folder and folder / f"{'-'.join(map(str, case.labels.values()))}.pt"
+    if path and path.is_file():
+        return torch.load(path, weights_only=True)
     size, num_steps = case.x_0.shape[1], case.reverse.num_steps
-    number = 2048 if num_steps > 50 and size > 3 else 4096 if num_steps > 50 or size > 16 else 8192
+    few = size > 16 and num_steps > 50
+    number = 2048 if few else 8192 if size > 16 or num_steps > 50 else 16384
     found = repeat(Draws(64), case, number // 64).log_weights
     assert found is not None
-    log_w, jump = found.chunk(2, 1)
-    return log_w.flatten(), jump.flatten()
+    draws = torch.stack([part.flatten() for part in found.chunk(2, 1)])
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(draws, path)
+    return draws
 
 
-def sets_of(draws: tuple[Tensor, Tensor], count: int) -> tuple[Tensor, Tensor]:
+def sets_of(draws: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Sets of ``count`` draws, (sets, count): all draws in several orders."""
-    number = len(draws[0])
+    number = draws.shape[1]
     generator = torch.Generator().manual_seed(count)
     orders = range(math.ceil(SETS * count / number))
     order = torch.cat([torch.randperm(number, generator=generator) for _ in orders])
@@ -101,12 +109,11 @@ def sets_of(draws: tuple[Tensor, Tensor], count: int) -> tuple[Tensor, Tensor]:
     return log_w, jump
 
 
-def result(found: Summary, value: Tensor | None = None) -> LogLikelihood:
+def result(found: Summary) -> LogLikelihood:
     """What the estimators make of a summary."""
-    value = found.value if value is None else value
-    calls = torch.zeros(len(value), dtype=torch.int64)
+    calls = torch.zeros(len(found.value), dtype=torch.int64)
     options = {"degrees_of_freedom": found.degrees_of_freedom, "remarks": found.remarks}
-    return LogLikelihood(value, found.std_error, "estimate", calls, 1, "benchmark", **options)
+    return LogLikelihood(found.value, found.std_error, "estimate", calls, 1, "benchmark", **options)
 
 
 def row(name: str, count: int, case: Case, found: LogLikelihood, truth: float | None) -> dict:
@@ -129,17 +136,17 @@ def row(name: str, count: int, case: Case, found: LogLikelihood, truth: float | 
     }
 
 
-def of_weights(case: Case) -> Iterator[dict]:
+def of_weights(case: Case, folder: Path | None) -> Iterator[dict]:
     """Rows of the path and importance bounds of one model."""
-    draws = draws_of(case)
+    draws = draws_of(case, folder)
     for count in COUNTS:
         log_w, jump = sets_of(draws, count)
         truth = float(draws[0].mean())
         yield row("PathBound", count, case, result(summary(log_w, jump)), truth)
-        found = log_mean_of_weights(log_w)
-        yield row("ImportanceBound", count, case, result(found), None)
-        debiased = pseudo_values(log_w).mean(1)
-        yield row("ImportanceBound, jackknife", count, case, result(found, debiased), None)
+        found = result(log_mean_of_weights(log_w))
+        yield row("ImportanceBound", count, case, found, None)
+        found = result(log_mean_of_weights(log_w, debiased=True))
+        yield row("ImportanceBound, jackknife", count, case, found, None)
 
 
 def called(labels: Sequence[tuple]) -> Iterator[dict]:
@@ -198,13 +205,13 @@ def outside(rows: Sequence[dict]) -> Iterator[str]:
             yield f"{each['estimator']}({each['count']}), {model}: {counted}"
 
 
-def parts(quick: bool) -> dict[str, Callable[[], Iterator[dict]]]:
+def parts(quick: bool, folder: Path | None = None) -> dict[str, Callable[[], Iterator[dict]]]:
     """The rows by name of their part."""
     limits = {"steps": (10, 50), "sizes": (1, 3)} if quick else {}
 
     def weights(schedule: str) -> Iterator[dict]:
         for case in models((schedule,), **limits):
-            yield from of_weights(case)
+            yield from of_weights(case, folder)
 
     by_schedule = {name: partial(weights, name) for name in SCHEDULES}
     return by_schedule | {"called": partial(called, FEW[: 2 if quick else None]), "flows": flows}
@@ -217,6 +224,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the stored table, run nothing")
     parser.add_argument("--quick", action="store_true", help="T ≤ 50 and d ≤ 3 alone; not stored")
     parser.add_argument("--output", type=Path, default=RESULT, help="JSON; other parts stay in it")
+    parser.add_argument("--draws", type=Path, help="a folder that keeps the weights of each model")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows, output = [], options.output
@@ -225,7 +233,7 @@ def main() -> None:
     for name in [] if options.show else options.parts:
         start = time.perf_counter()
         fresh = []
-        for each in parts(options.quick)[name]():
+        for each in parts(options.quick, options.draws)[name]():
             fresh.append({"part": name} | each)
             print(*(f"{v:.3g}" if isinstance(v, float) else v for v in fresh[-1].values()))
             sys.stdout.flush()

@@ -22,7 +22,6 @@ from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.likelihood.statistics import (
     log_mean_exp,
     log_mean_of_weights,
-    pseudo_values,
     weights_std_error,
 )
 
@@ -59,9 +58,7 @@ class ImportanceBound(Estimator):
 
     def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
         log_w = path_weights(reverse, batch, self.particles)
-        value, std_error, freedom, remarks = log_mean_of_weights(log_w)
-        if self.jackknife:
-            value = pseudo_values(log_w).mean(-1)
+        value, std_error, freedom, remarks = log_mean_of_weights(log_w, debiased=self.jackknife)
         return LogLikelihood(
             value,
             std_error,

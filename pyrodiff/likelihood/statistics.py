@@ -20,9 +20,9 @@ the L of K − 1 weights, whatever their law (Efron and Stein, 1981); the delta 
 
 never exceeds 1, and is 10 times too small where one weight has all the say.  Here
 
-    1/ν = 1/(K − 1) + (5/2) γ_Y²/(K − 3)
+    1/ν = 1/(K − 1) + a γ_Y²/(K − 3),       a = 9/4, or 3 for the jackknife's own estimate Ȳ
 
-where 5/2 and K − 3 are measured (``benchmarks/coverage.py``): the skewness of few pseudo-values is
+where a and K − 3 are measured (``benchmarks/coverage.py``): the skewness of few pseudo-values is
 less than their law's.  One weight with all the say has a γ_Y² near K, and ν near 0.4.
 
 Errors that draws cannot tell are NaN, and ``remarks`` says why.  What decides on it must not depend
@@ -107,16 +107,18 @@ def mean_of_draws(draws: Tensor) -> Summary:
     return Summary(value, std_error, _freedom(draws, 1 / count), "")
 
 
-def log_mean_of_weights(log_w: Tensor) -> Summary:
-    """log mean w over the last axis; errors of NaN for few or heavy weights (``WIDEST``)."""
+def log_mean_of_weights(log_w: Tensor, debiased: bool = False) -> Summary:
+    """log mean w over the last axis, or Ȳ; errors of NaN for few or heavy weights (``WIDEST``)."""
     count, value = log_w.shape[-1], log_mean_exp(log_w)
+    draws = pseudo_values(log_w) if count > 1 else log_w
+    value = draws.mean(-1) if debiased else value
     unknown = torch.full_like(value, torch.nan)
     if count < FEWEST:
         return Summary(value, unknown, torch.zeros_like(value), FEW_WEIGHTS)
-    draws, heavy = pseudo_values(log_w), _spread_below(log_w) > WIDEST
+    heavy = _spread_below(log_w) > WIDEST
     std_error = torch.where(heavy, unknown, draws.std(-1) / math.sqrt(count))
-    remarks = HEAVY_WEIGHTS if bool(heavy.any()) else ""
-    return Summary(value, std_error, _freedom(draws, 2.5 / (count - 3)), remarks)
+    freedom = _freedom(draws, (3 if debiased else 2.25) / (count - 3))
+    return Summary(value, std_error, freedom, HEAVY_WEIGHTS if bool(heavy.any()) else "")
 
 
 def _freedom(draws: Tensor, weight: float) -> Tensor:
