@@ -9,13 +9,17 @@ bound is the mean of all rows of a model, weighted by their precision.  Ratios a
 calls: to that of every t once, and of a pilot to none.
 """
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
+
 import argparse
 import time
 from pathlib import Path
 
 import torch
 from coverage_models import DENOISERS, SCHEDULES, SIZES, STEPS, Case, models
-from results import write_results
+from steps import environment, write
 
 from pyrodiff.likelihood import LogLikelihood, Pilot, TermwiseBound
 
@@ -96,7 +100,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--denoisers", nargs="+", default=list(DENOISERS))
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start, rows = time.time(), []
@@ -107,7 +111,8 @@ def main() -> None:
         print(f"{time.time() - start:6.0f} s  {labels}", flush=True)
     summary(rows)
     if options.output is not None:
-        write_results(options.output, {"repeats": options.repeats, "rows": rows})
+        stored = {"environment": environment(), "repeats": options.repeats, "rows": rows}
+        write(options.output, stored)
 
 
 if __name__ == "__main__":
