@@ -13,7 +13,7 @@ slowly, it lacks more.  Here
     g ≤ 4 (L_K − L_{K/2})    where a sample has at least 5 effective weights on average.
 
 The factor is measured, not derived: over chains with exact log p (Gaussians and mixtures in 1 to 32
-dimensions, 4 to 24 steps, small and large variances, K = 8 to 32) the ratio is 0.4 to 2.7 with at
+dimensions, 4 to 24 steps, small and large variances, K = 8 to 32) the ratio is 0.2 to 2.9 with at
 least 5 effective weights, up to 3.6 with 2 to 5, and beyond any factor near 1: there nothing is
 said.  Weights from another law may lie otherwise, hence "likely", never "decided".
 ``benchmarks/verdicts.py`` counts how often that is wrong.
