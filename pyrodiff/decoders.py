@@ -242,7 +242,7 @@ class DiscretizedGaussianDecoder(Decoder):
         return DiscretizedNormal(x0_hat, scale, self.bin_width, self.low, self.high)
 
     def check(self, x_0: Tensor) -> None:
-        least, most = (float(v) for v in x_0.aminmax())
+        least, most = (float(v) for v in x_0.detach().aminmax())
         slack = 1e-3 * self.bin_width
         if least < self.low - slack or most > self.high + slack:
             raise ValueError(

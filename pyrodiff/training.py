@@ -158,7 +158,9 @@ class DiffusionModule(lightning.LightningModule):
             indices=range(first, first + len(x_0)),
         )
         self.validated.append(bound.value)
-        mean, between, _ = (bound + self.offset).bits_per_dim()
+        mean = between = math.nan  # of a model that is not finite everywhere: never the best
+        if bool(bound.value.isfinite().all()):
+            mean, between, _ = (bound + self.offset).bits_per_dim()
         values = {METRIC: mean, "validation_std_error": between}
         self.log_dict(values, batch_size=len(x_0))
 

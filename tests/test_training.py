@@ -504,7 +504,9 @@ def test_data_are_checked_before_any_training(points: data.DataSet, tmp_path: Pa
     for split in ("train", "validation"):
         bad = getattr(points, split).clone()
         bad[1, 0] = torch.nan
-        with pytest.raises(ValueError, match="Expected finite data; got NaN or infinity in 1 of"):
+        with pytest.raises(
+            ValueError, match="Expected finite values; got NaN or infinity in row 1"
+        ):
             fit(replace(points, **{split: bad}), TINY, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.likelihood.estimator import Batch, Estimator
-from pyrodiff.likelihood.paths import log_ratios, path_rows
+from pyrodiff.likelihood.paths import weights_and_summand
 from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.likelihood.statistics import Summary, mean_of_draws
 
@@ -94,17 +94,7 @@ def weights_and_jump(reverse: ReverseChain, batch: Batch, paths: int) -> tuple[T
     """log w, and its summand at the jump of λ, or zeros: nats, float64 on the CPU, (n, paths)."""
     t = _jump(reverse)
     place = None if t is None else reverse.num_steps + 1 - t
-    parts = []
-    for call in path_rows(batch, paths, reverse.event_shape):
-        total = torch.zeros(len(call[0]), dtype=torch.float64, device=call[0].device)
-        jump = torch.zeros_like(total)
-        for number, log_ratio in enumerate(log_ratios(reverse, *call)):
-            total += log_ratio
-            if number == place:
-                jump += log_ratio
-        parts.append(torch.stack([total, jump]).cpu())
-    log_w, jump = torch.cat(parts, 1).reshape(2, len(batch), paths)
-    return log_w, jump
+    return weights_and_summand(reverse, batch, paths, place)
 
 
 def summary(log_w: Tensor, jump: Tensor) -> Summary:

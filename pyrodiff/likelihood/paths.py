@@ -37,6 +37,7 @@ __all__ = [
     "path_rows",
     "path_weights",
     "predict",
+    "weights_and_summand",
 ]
 
 
@@ -140,15 +141,27 @@ def log_ratios(
 
 
 def _path(
-    reverse: ReverseChain, x_0: Tensor, context: Tensor | None, streams: NoiseStreams
-) -> tuple[Tensor, Tensor]:
-    """log w of one path per row, and the step where it failed; (rows,)."""
+    reverse: ReverseChain,
+    x_0: Tensor,
+    context: Tensor | None,
+    streams: NoiseStreams,
+    place: int | None,
+) -> Tensor:
+    """log w of one path per row, its summand at ``place``, and the step where it failed; (3, rows).
+
+    All are float64; the step is 0 where nothing failed.
+    """
     total, failed = x_0.new_zeros(len(x_0), dtype=torch.float64), NOTHING_FAILED
+    summand = torch.zeros_like(total)
     steps = itertools.chain([reverse.num_steps], range(reverse.num_steps, 0, -1))
-    for t, log_ratio in zip(steps, log_ratios(reverse, x_0, context, streams), strict=True):
+    for n, (t, log_ratio) in enumerate(
+        zip(steps, log_ratios(reverse, x_0, context, streams), strict=True)
+    ):
         total += log_ratio
         failed = failed_at(failed, t, total)
-    return total.masked_fill(failed > 0, torch.nan), failed
+        if n == place:
+            summand += log_ratio
+    return torch.stack([total.masked_fill(failed > 0, torch.nan), summand, failed.to(total)])
 
 
 def path_weights(reverse: ReverseChain, batch: Batch, paths: int) -> Tensor:
@@ -156,10 +169,18 @@ def path_weights(reverse: ReverseChain, batch: Batch, paths: int) -> Tensor:
 
     At most ``batch.rows`` paths are held at once, those of one sample or of several.
     """
-    calls = [_path(reverse, *call) for call in path_rows(batch, paths, reverse.event_shape)]
-    log_w, failed = (torch.cat(part).cpu().reshape(-1, paths) for part in zip(*calls, strict=True))
-    batch.failures.add(batch.indices, failed.amax(1))
-    return log_w
+    return weights_and_summand(reverse, batch, paths, None)[0]
+
+
+def weights_and_summand(
+    reverse: ReverseChain, batch: Batch, paths: int, place: int | None
+) -> tuple[Tensor, Tensor]:
+    """``path_weights``, and their summand at a place in ``log_ratios``; zeros for None."""
+    calls = path_rows(batch, paths, reverse.event_shape)
+    parts = [_path(reverse, *call, place).cpu() for call in calls]
+    log_w, summand, failed = torch.cat(parts, 1).reshape(3, len(batch), paths)
+    batch.failures.add(batch.indices, failed.amax(1).long())
+    return log_w, summand
 
 
 def path_rows(

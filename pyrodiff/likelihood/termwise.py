@@ -182,7 +182,7 @@ def _budgets(first: int, stage: "_Score", target: float, num_steps: int) -> Tens
     """
     from scipy import stats
 
-    dof = stage.freedom.numpy().clip(1.0)
+    dof = stage.freedom.numpy().clip(2.0)  # with fewer, chance alone would ask for the most
     cautious = stage.variance * torch.as_tensor(dof / stats.chi2.ppf(_CAUTION, dof))
     cautious = cautious.nan_to_num(nan=0.0, posinf=0.0)  # such a sample has failed: no calls for it
     needed = (cautious * first / target**2).clamp(min=max(8, first))
