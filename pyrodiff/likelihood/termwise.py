@@ -41,8 +41,7 @@ _MOST = 64  # passes over the whole chain that a sample's budget may amount to
 _BLOCK_VALUES = 2**17  # noise that is worked on at a time: it fits a processor's cache
 _CAUTION = 0.25  # chance that the first stage underrates the variance that it plans for
 FEWEST_CALLS = 32  # for an interval of one sample
-_FEWEST_FREEDOM = 1.5  # seen in a sample's draws
-_FEWEST_EXPECTED = 1.3  # by a pilot, for which a sample's own draws do not decide
+_FEWEST_EXPECTED = 1.3  # degrees of freedom, by a pilot: a sample's own draws may not choose
 
 _NO_ERROR = "Standard errors are NaN: one draw of each step does not know its spread."
 _FEW_CALLS = (
@@ -52,10 +51,6 @@ _FEW_CALLS = (
 _HEAVY = (
     "Intervals are NaN: what the pilot leaves has tails that so few draws cannot know. More "
     "network calls would tell, or no pilot."
-)
-_LOOSE = (
-    f"Intervals are NaN where the error rests on fewer than {_FEWEST_FREEDOM} degrees of freedom: "
-    "nearly all of it is that of one stratum with a few draws. More network calls would tell."
 )
 
 
@@ -72,9 +67,9 @@ class TermwiseBound(Estimator):
             four end at or below.  A budget never exceeds 64 passes over the chain.
         pilot: what was learned on other data (``Pilot.run``).
 
-    Intervals are skewed as the draws are.  Below 32 calls, and where an error rests on too little,
-    as a pilot's kurtosis or the draws themselves say, they are NaN (``remarks``): the error itself,
-    right in mean square over samples, says little of one sample there.
+    Intervals are skewed as the draws are.  Below 32 calls, and where a pilot saw tails that so few
+    draws cannot know, they are NaN (``remarks``): the error itself, right in mean square over
+    samples, says little of one sample there.
 
     Raises:
         ValueError: fewer than 2 evaluations, a standard error that is not positive; on
@@ -154,13 +149,13 @@ class TermwiseBound(Estimator):
         std_error, freedom = score.variance.sqrt(), score.freedom
         few = (spent > 0) & (spent < FEWEST_CALLS)
         heavy = (spent > 0) & ~few & (score.expected < _FEWEST_EXPECTED)
-        loose = (spent > 0) & ~few & (freedom < _FEWEST_FREEDOM) & (self.pilot is None)
         remarks = []
         if self.std_error is None and self.evaluations is None:
             remarks.append(_NO_ERROR)
         elif bool(few.any()):
             remarks.append(_FEW_CALLS)
-        remarks += [why for why, rows in ((_HEAVY, heavy), (_LOOSE, loose)) if bool(rows.any())]
+        if bool(heavy.any()):
+            remarks.append(_HEAVY)
         return LogLikelihood(
             score.value,
             std_error,
@@ -168,7 +163,7 @@ class TermwiseBound(Estimator):
             calls,
             scorer.reverse.event_shape.numel(),
             repr(self),
-            degrees_of_freedom=freedom.masked_fill(few | heavy | loose, torch.nan),
+            degrees_of_freedom=freedom.masked_fill(few | heavy, torch.nan),
             skewness=score.skewness,
             shared_calls=0 if self.pilot is None else self.pilot.calls,
             remarks="\n".join(remarks),
