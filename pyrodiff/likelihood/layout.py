@@ -8,13 +8,13 @@ equal mass μ(s), n_s draws of n are given to each in proportion to it, and with
 A step that stands apart, t = 1 and any to which λ jumps, has a stratum of its own: nothing that its
 neighbours say is true of it.  Without a pilot μ is a mixture of
 
-    1/T                    whatever the model, no step is rarer than five times every t once
-    min(−Δλ_t, 1)          what a model that knows nothing of t would go by
-    w_t/(1 + SNR_t)        the terms of standard normal data with their optimal denoiser
+    1/T                    whatever the model, no step is rarer than four times every t once
+    SNR_{t−1}/SNR_t − 1    the terms of a network that misses the noise alike at every t
+    w_t/(1 + SNR_t)        those of standard normal data with their optimal denoiser
 
 and of a share for the jumps.  Draws are three or four to a stratum, which is what tells a stratum's
-spread and skewness; with fewer than 16 calls they are two.  From as many strata as steps on, half
-of the calls go to every step alike.
+spread and skewness; with fewer than 16 calls they are two.  From as many strata as steps on, three
+quarters of the calls go to every step alike: every t once is then at hand, and not to be lost to.
 """
 
 from functools import lru_cache
@@ -25,10 +25,11 @@ from torch import Tensor
 
 __all__ = ["Allocation", "Layout", "apart", "every_step", "typical_allocation", "typical_density"]
 
-_SHARES = (0.2, 0.2, 0.6)  # of the three parts
+_SHARES = (0.25, 0.35, 0.4)  # of the three parts
 _JUMP_SHARE = 0.15
 _JUMP = 2.0  # nats of λ, and four times what is usual, make a jump
-_MOST = 3.0  # of the third part, in units of d/2 nats: more belongs to a jump
+_EVEN = 0.75  # of the calls, once every step has a stratum
+_MOST = 4.0  # of the second and third part: more belongs to a jump
 
 
 class Layout(NamedTuple):
@@ -89,8 +90,8 @@ def typical_density(log_snr: Tensor, unit: Tensor) -> Tensor:
         log_snr: λ_1 … λ_T.
         unit: w_t/(1 + SNR_t), see ``known``.
     """
-    falls = torch.cat([log_snr.new_ones(1), -log_snr.diff()]).clamp(max=1.0)
-    parts = (torch.ones_like(log_snr), falls, unit.clamp(max=_MOST))
+    ratios = torch.cat([log_snr.new_ones(1), torch.expm1(-log_snr.diff())])
+    parts = (torch.ones_like(log_snr), ratios.clamp(max=_MOST), unit.clamp(max=_MOST))
     density = sum(share * part / part.sum() for share, part in zip(_SHARES, parts, strict=True))
     assert isinstance(density, Tensor)
     jumps = _jumps(log_snr).double()
@@ -141,7 +142,7 @@ class Allocation:
             mass = self.density[self.start - 1 :]
             even = torch.full_like(mass, 1 / self.num_steps)
             steps = every_step(self.start, self.start + self.num_steps - 1)
-            return steps._replace(draws=_draws(0.5 * (mass + even), calls))
+            return steps._replace(draws=_draws(_EVEN * even + (1 - _EVEN) * mass, calls))
         edges = torch.tensor(self._edges(min(strata, calls // 2)))
         mass = self._mass(edges)
         return Layout(self.start + edges[:-1], edges.diff(), _draws(mass, calls))
