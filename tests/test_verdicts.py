@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from pyrodiff import ForwardChain, ReverseChain
@@ -265,6 +266,16 @@ def test_a_tail_on_the_wrong_side_takes_a_larger_mean() -> None:
     assert found.status == "not decided" and "too skewed" in found.verdict
     mirrored = 2 * d.mean() - d
     assert compare({"a": exact(mirrored), "b": exact(0 * d)}, reference="b")["a"].status == "likely"
+
+
+def test_skewness_is_that_of_clusters_corrected_for_their_number() -> None:
+    d = torch.randn(24, generator=torch.Generator().manual_seed(6), dtype=F64).exp()
+    for groups in (24, 8):
+        clusters = torch.arange(24) % groups
+        sums = d.reshape(-1, groups).sum(0)
+        expected = float(stats.skew(sums.numpy(), bias=False))
+        assert skewness(d, clusters) == pytest.approx(expected)
+    assert skewness(d[:2], torch.arange(2)) == 0.0
 
 
 def test_the_quantile_for_skewed_values_inverts_the_transformation() -> None:
