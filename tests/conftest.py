@@ -45,7 +45,8 @@ SEED = 0
 NUMERIC = {
     *("schedules", "kernels", "decoders", "variances", "denoisers", "chains", "streams", "vae"),
     *("objectives", "timesteps", "precision", "finite", "networks", "oracles", "likelihood"),
-    *("termwise", "importance", "particle", "probability_flow", "sandwich", "dequantization"),
+    *("termwise", "termwise_parts", "importance", "particle", "probability_flow", "sandwich"),
+    "dequantization",
 }
 
 

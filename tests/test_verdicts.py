@@ -12,11 +12,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.comparison import Comparison, compare
-from pyrodiff.comparison.paired import mean_error, skewed_quantile
+from pyrodiff.comparison.evaluated import Evaluated
+from pyrodiff.comparison.paired import mean_error, skewed_quantile, skewness
+from pyrodiff.comparison.verdict import gap
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood
 from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
@@ -114,6 +117,23 @@ def test_a_jackknife_is_trusted_no_further_than_its_weights() -> None:
     found = compare({"jackknife": jackknife, "b": exact(torch.full((200,), -1.0))}, reference="b")
     assert found["jackknife"].value < 0 and found["jackknife"].status == "not decided"
     assert "weights of jackknife are too unequal" in found["jackknife"].verdict
+
+
+def test_every_training_seed_counts_in_what_a_bound_lacks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tight, loose, hopeless = (
+        weighted(spread * torch.randn(50, 16, generator=generator, dtype=F64))
+        for spread in (0.2, 0.9, 6.0)
+    )
+    alone = [gap(Evaluated([one])) for one in (tight, loose)]
+    assert alone[0] is not None and alone[1] is not None
+    assert float(alone[1].mean()) > 5 * float(alone[0].mean())
+    for pair in ([tight, loose], [loose, tight]):
+        together = gap(Evaluated(pair))
+        assert together is not None
+        torch.testing.assert_close(together, (alone[0] + alone[1]) / 2)
+    for several in ([tight, hopeless], [hopeless, tight]):
+        assert gap(Evaluated(several)) is None
 
 
 @pytest.mark.parametrize(
@@ -228,6 +248,34 @@ def test_what_is_too_skewed_is_said() -> None:
     assert found.advice.samples is not None and found.advice.samples > 60
     other = compare({"a": exact(-d + 8), "b": exact(0 * d)}, reference="b")["a"]
     assert other.status == "likely"  # the tail is on the side of the better model
+
+
+def test_a_tail_on_the_wrong_side_takes_a_larger_mean() -> None:
+    """200 values of skewness −2, enough by Cochran's rule, whose mean lies between two limits.
+
+    It passes that of values without skewness, and not the one for theirs; mirrored, it passes both.
+    """
+    z = torch.randn(200, generator=torch.Generator().manual_seed(5), dtype=F64)
+    d = -z.exp()
+    gamma, clusters = skewness(d, torch.arange(200)), torch.arange(200)
+    error = mean_error(d, [d[None]], clusters)
+    plain, wide = (error.half_width(0.975, each) for each in (0.0, gamma))
+    assert 25 * gamma**2 < 200 and wide > 1.05 * plain
+    d = d - d.mean() + (plain + wide) / 2
+    found = compare({"a": exact(d), "b": exact(0 * d)}, reference="b")["a"]
+    assert found.status == "not decided" and "too skewed" in found.verdict
+    mirrored = 2 * d.mean() - d
+    assert compare({"a": exact(mirrored), "b": exact(0 * d)}, reference="b")["a"].status == "likely"
+
+
+def test_skewness_is_that_of_clusters_corrected_for_their_number() -> None:
+    d = torch.randn(24, generator=torch.Generator().manual_seed(6), dtype=F64).exp()
+    for groups in (24, 8):
+        clusters = torch.arange(24) % groups
+        sums = d.reshape(-1, groups).sum(0)
+        expected = float(stats.skew(sums.numpy(), bias=False))
+        assert skewness(d, clusters) == pytest.approx(expected)
+    assert skewness(d[:2], torch.arange(2)) == 0.0
 
 
 def test_the_quantile_for_skewed_values_inverts_the_transformation() -> None:

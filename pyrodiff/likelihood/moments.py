@@ -30,7 +30,7 @@ _RAISED = 1.5
 
 def relative_error(draws: Tensor, kurtosis: Tensor) -> Tensor:
     """r_s, of n_s draws of excess kurtosis κ, shape (S,)."""
-    count = draws.double()
+    count = draws.double()  # of integers the quotient would be single
     return 2 / (count - 1).clamp(min=1) + kurtosis / count
 
 
