@@ -470,6 +470,12 @@ def test_prior_kl_is_the_kl_of_the_last_marginal() -> None:
     torch.testing.assert_close(forward.prior_kl(DATA), expected, rtol=1e-10, atol=0.0)
 
 
+def test_prior_is_standard_normal() -> None:
+    x_T = draws(5, 2)
+    expected = -0.5 * (x_T.square() + math.log(2 * math.pi)).sum(1)
+    torch.testing.assert_close(linear_pair()[1].prior(x_T).log_prob(x_T), expected)
+
+
 def test_sample_of_the_forward_chain_is_its_marginal() -> None:
     forward, t, noise = ForwardChain(SCHEDULE, T), torch.tensor([1, 5, 2]), draws(3, 2)
     x_t = forward.sample(DATA, t, noise)

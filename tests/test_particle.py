@@ -19,7 +19,7 @@ from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.decoders import CategoricalDecoder, DiscretizedGaussianDecoder, GaussianDecoder
 from pyrodiff.denoisers import DataDenoiser, NoiseDenoiser, Prediction
 from pyrodiff.likelihood.importance import ImportanceBound
-from pyrodiff.likelihood.particle import ParticleBound
+from pyrodiff.likelihood.particle import ParticleBound, _summary
 from pyrodiff.likelihood.paths import Move, predict
 from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.likelihood.smc import (
@@ -352,6 +352,16 @@ def test_std_error_of_a_collapsed_genealogy_is_unknown() -> None:
     assert bool(((found.log_weights > -math.inf).sum(1) < 5).all())
     assert bool(found.std_error.isnan().all()) and bool(found.value.isfinite().all())
     assert "have no descendants" in found.remarks
+
+
+def test_half_of_the_first_particles_have_to_have_descendants() -> None:
+    """Eight of sixteen without any leave the error unknown, however alike the others are."""
+    generator = torch.Generator().manual_seed(0)
+    log_w = 0.3 * torch.randn(2, 16, dtype=torch.float64, generator=generator)
+    log_w[0, :8] = log_w[1, :7] = -math.inf
+    found = _summary(log_w)
+    assert found.std_error.isnan().tolist() == [True, False]
+    assert bool(found.value.isfinite().all()) and "have no descendants" in found.remarks
 
 
 def test_std_error_is_of_the_sums_over_descendants(point: Tensor) -> None:

@@ -82,6 +82,15 @@ def test_low_discrepancy_spreads_the_batch(num_samples: int, num_steps: int) -> 
         assert low <= int(counts.min()) and int(counts.max()) <= high
 
 
+def test_low_discrepancy_goes_round_the_whole_chain() -> None:
+    """Seven samples of 50 steps are 7 or 8 steps apart, the last and the first as well."""
+    generator = seeded()
+    for _ in range(50):
+        t = one(LowDiscrepancyTimesteps(), 7, 50, generator)[0].sort().values
+        gaps = torch.cat([t, t[:1] + 50]).diff()
+        assert 7 <= int(gaps.min()) and int(gaps.max()) <= 8
+
+
 def test_low_discrepancy_spreads_where_uniform_does_not() -> None:
     t, _ = one(UniformTimesteps(), 64, 10, seeded())
     assert int(torch.bincount(t - 1, minlength=10).max()) > 7

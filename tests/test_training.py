@@ -341,6 +341,25 @@ def test_validation_is_what_evaluate_says(tmp_path: Path) -> None:
     assert abs(best - result.value) < 4 * math.hypot(few.monte_carlo, result.monte_carlo) < 5
 
 
+def test_the_figures_of_the_bar_are_those_of_the_metrics(
+    points: data.DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bits per dimension for the units of the data as given, with their error."""
+    logged: list[dict[str, float]] = []
+    log_dict = training.DiffusionModule.log_dict
+
+    def keep(module: Any, values: dict[str, float], **options: Any) -> None:
+        logged.append(values)
+        log_dict(module, values, **options)
+
+    monkeypatch.setattr(training.DiffusionModule, "log_dict", keep)
+    fit(scaled(points, 1e3), TINY, tmp_path)
+    assert len(logged) == len(rows(tmp_path)) == 3
+    for values, row in zip(logged, rows(tmp_path), strict=True):
+        for name, value in values.items():
+            assert float(value) == pytest.approx(row[name], rel=1e-5)
+
+
 # -- the end -------------------------------------------------------------------------------------
 
 
@@ -401,6 +420,17 @@ def test_noise_about_a_falling_bound_ends_no_run(points: data.DataSet) -> None:
         best = [means.index(min(means[: k + 1])) for k in range(40)]
         by_mean += any(k - b >= 8 for k, b in enumerate(best))
     assert ended == 0 and by_mean > 100
+
+
+def test_a_little_worse_is_not_the_best(tmp_path: Path) -> None:
+    """The best yet is what has gained, by however little; NaN and what lost by little have not."""
+    judge, losses = callbacks.Validations(tmp_path, patience=0), torch.linspace(0, 1, 30)
+    judge.judge(losses)
+    for worse in (losses + 0.1, losses + math.nan, losses.clone()):
+        judge.judge(worse)
+        assert judge.best is losses
+    judge.judge(better := losses - 1e-3)
+    assert judge.best is better
 
 
 def test_model_that_becomes_worse_ends_the_run(points: data.DataSet, tmp_path: Path) -> None:
