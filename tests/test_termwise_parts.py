@@ -230,19 +230,16 @@ def known(result: LogLikelihood) -> Tensor:
     return torch.stack(result.interval()).isfinite().all(0)
 
 
-def test_an_error_of_one_step_alone_has_no_interval() -> None:
-    """One draw of the step at which the network is far off has all the say, and knows no spread.
+def test_no_interval_is_chosen_by_its_own_draws() -> None:
+    """Of a step at which the network is far off some samples draw one term, some none.
 
-    The samples that have not seen that step have intervals.
+    Were intervals left out where one draw has all the say, those that are lucky would remain.
     """
     reverse, x_0 = spiked(30)
     result = TermwiseBound(32).estimate(reverse, x_0.expand(200, -1))
-    assert bool(result.std_error.isfinite().all())
     seen = result.std_error > 100 * result.std_error.min()
     assert 0.1 < float(seen.double().mean()) < 0.9
-    assert float(known(result)[seen].double().mean()) < 0.05
-    assert float(known(result)[~seen].double().mean()) > 0.9
-    assert "fewer than 1.5 degrees of freedom" in result.remarks
+    assert bool(known(result).all()) and result.remarks == ""
 
 
 def test_a_pilot_that_saw_heavy_tails_gives_no_intervals() -> None:
