@@ -13,7 +13,7 @@ neighbours say is true of it.  Without a pilot μ is a mixture of
     w_t/(1 + SNR_t)        those of standard normal data with their optimal denoiser
 
 and of a share for the jumps.  Draws are three or four to a stratum, which is what tells a stratum's
-spread and skewness; with fewer than 16 calls they are two.  From as many strata as steps on, three
+spread and skewness; with fewer than 32 calls they are two.  From as many strata as steps on, three
 quarters of the calls go to every step alike: every t once is then at hand, and not to be lost to.
 """
 
@@ -136,7 +136,7 @@ class Allocation:
     def _best(self, calls: int) -> Layout:
         if self.num_steps == 0:  # T = 1, and it needs no network
             return every_step(self.start, self.start - 1)
-        each = 2 if calls < 16 else 3 if calls < 48 else 4
+        each = 2 if calls < 32 else 3 if calls < 48 else 4
         strata = max(1, calls // each)
         if strata >= self.num_steps:
             mass = self.density[self.start - 1 :]
