@@ -105,6 +105,27 @@ def test_offset_and_pilot_of_another_split(tmp_path: Path) -> None:
     assert result.shared_calls > 0 and result.std_error.median() < 1
 
 
+@pytest.mark.parametrize(
+    ("split", "other"), [("test", "train"), ("validation", "train"), ("train", "validation")]
+)
+def test_what_is_learned_is_never_learned_from_what_is_scored(
+    run: Path, split: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pilot that has seen the samples makes their bound look better known than it is."""
+    digits, asked = data.load("digits", context="label", seed=0), []
+
+    def ask(reverse: object, x: torch.Tensor, *, context: torch.Tensor, **_: object) -> None:
+        asked.append((x, context))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyrodiff.likelihood.pilot.Pilot.run", ask)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_split(run, digits, EvaluationSettings(evaluations=8, split=split), quiet=True)
+    ((x, context),) = asked
+    assert torch.equal(x, getattr(digits, other))
+    assert torch.equal(context, getattr(digits, f"{other}_context"))
+
+
 def test_existing_arguments_by_position(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = runs.evaluate(str(run), None, "validation", 8, 3, 64, True)
     assert result.estimator.startswith("TermwiseBound(evaluations=8")

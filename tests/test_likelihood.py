@@ -50,6 +50,37 @@ def test_offset_moves_values_alone() -> None:
     assert moved.terms is not None and torch.equal(moved.terms, by_hand().terms)
 
 
+def test_means_count_the_values_that_are_there() -> None:
+    value = torch.tensor([-3.0, torch.nan, -5.0, -7.0], dtype=F64)
+    with pytest.warns(UserWarning, match="NaN or infinity for 1 of 4 samples"):
+        mean = replace(by_hand(False), value=value, std_error=torch.full((4,), 0.3)).mean()
+    assert mean.value == -5.0
+    assert mean.between_samples == pytest.approx(2 / math.sqrt(3), rel=1e-12)
+    assert mean.monte_carlo == pytest.approx(0.3 / math.sqrt(3), rel=1e-6)
+
+
+def test_skewness_goes_with_its_sample(tmp_path: Path) -> None:
+    """Into selections, joins and files: an interval is that of the sample in any of them."""
+    skewness = torch.tensor([0.5, -0.2, 1.0], dtype=F64)
+    whole = replace(by_hand(), skewness=skewness, degrees_of_freedom=torch.full((3,), 5.0))
+    parts = [whole.select([2]), whole.select(slice(0, 2))]
+    joined = LogLikelihood.concatenate(parts)
+    whole.save(tmp_path / "result.nc")
+    back = LogLikelihood.load(tmp_path / "result.nc")
+    for end in (0, 1):
+        expected = whole.interval()[end]
+        assert torch.equal(joined.interval()[end], expected[[2, 0, 1]])
+        assert torch.equal(back.interval()[end], expected)
+        assert float(parts[0].interval()[end]) == float(expected[2])
+    assert not torch.equal(replace(whole, skewness=None).interval()[0], whole.interval()[0])
+
+
+def test_a_join_is_unbiased_where_all_parts_are() -> None:
+    unbiased = replace(by_hand(), unbiased_weights=True)
+    assert LogLikelihood.concatenate([unbiased, unbiased]).unbiased_weights
+    assert not LogLikelihood.concatenate([unbiased, by_hand()]).unbiased_weights
+
+
 @pytest.mark.parametrize("terms", [True, False])
 def test_file_round_trip(tmp_path: Path, terms: bool) -> None:
     path, result = tmp_path / "result.nc", by_hand(terms)

@@ -191,6 +191,16 @@ def test_scaled_value_is_the_exact_log_p(law: str, prediction: str) -> None:
     assert torch.equal(low, found.value) and torch.equal(high, found.value)
 
 
+def test_what_is_certain_is_solved_once() -> None:
+    x_0 = gaussian().sample(3, seed=1)
+    found = [
+        ProbabilityFlow("scaled", draws=draws).estimate(exact_chain(gaussian()), x_0)
+        for draws in (1, 5)
+    ]
+    assert torch.equal(found[0].calls, found[1].calls)
+    assert torch.equal(found[0].value, found[1].value)
+
+
 def test_error_falls_with_the_tolerance() -> None:
     oracle = mixture(2)
     x_0, errors = oracle.sample(16, seed=1), []

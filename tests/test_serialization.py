@@ -372,6 +372,19 @@ def test_a_fingerprint_knows_a_model_again(tmp_path: Path) -> None:
     assert serialization.fingerprint(model) != first
 
 
+def test_a_fingerprint_sees_the_names_of_weights() -> None:
+    class Model(nn.Module):
+        def __init__(self, name: str):
+            super().__init__()
+            self.register_parameter(name, nn.Parameter(torch.ones(3)))
+
+        def config(self) -> dict[str, Any]:
+            return {}
+
+    a, b = (serialization.fingerprint(Model(name)) for name in ("weight", "bias"))
+    assert a and b and a != b
+
+
 def test_a_fingerprint_sees_plain_attributes_and_no_types_of_numbers() -> None:
     class Guided(nn.Module):
         def __init__(self, strength: float, extra: Any = None) -> None:
