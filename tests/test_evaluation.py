@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def test_offset_and_pilot_of_another_split(tmp_path: Path) -> None:
     ("split", "other"), [("test", "train"), ("validation", "train"), ("train", "validation")]
 )
 def test_what_is_learned_is_never_learned_from_what_is_scored(
-    run: Path, split: str, other: str, monkeypatch: pytest.MonkeyPatch
+    run: Path, split: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pilot that has seen the samples makes their bound look better known than it is."""
     digits, asked = data.load("digits", context="label", seed=0), []
@@ -119,8 +120,9 @@ def test_what_is_learned_is_never_learned_from_what_is_scored(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pyrodiff.likelihood.pilot.Pilot.run", ask)
+    folder = shutil.copytree(run, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        evaluate_split(run, digits, EvaluationSettings(evaluations=8, split=split), quiet=True)
+        evaluate_split(folder, digits, EvaluationSettings(evaluations=8, split=split), quiet=True)
     ((x, context),) = asked
     assert torch.equal(x, getattr(digits, other))
     assert torch.equal(context, getattr(digits, f"{other}_context"))
