@@ -14,9 +14,9 @@ exact, and a pilot's curve that misses a sample is not taken for more than it is
 whose curves missed the samples held back by less than their noise is taken as it is.
 
 The halves' coefficients are not independent of each other's draws, and the variance within a
-stratum knows nothing of it.  A margin of p/(n/2), for p coefficients from n/2 draws each, stands for
-that: the variance is right to 3 % without it, and up to a fifth too large with it at 32 calls, whose
-intervals then cover what they should.
+stratum knows nothing of it.  A margin of p/(n/2), for p coefficients from n/2 draws each, stands
+for that: the variance is right to 3 % without it, and up to a fifth too large with it at 32 calls,
+whose intervals then cover what they should.
 """
 
 import torch
