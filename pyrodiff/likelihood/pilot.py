@@ -62,11 +62,16 @@ def _middles(nodes: Tensor, log_snr: Tensor) -> Tensor:
     return between[~torch.isin(between, nodes)]
 
 
+def _sides(nodes: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+    """The places of the nodes on either side of each t = 1 … T; a node is on both of its own."""
+    every = torch.arange(1, num_steps + 1)
+    right = torch.searchsorted(nodes, every)
+    return torch.where(nodes[right] == every, right, right - 1), right
+
+
 def _interpolation(nodes: Tensor, log_snr: Tensor) -> Tensor:
     """Weights over the nodes for each t = 1 … T, linear in λ, shape (T, J); nodes hold 1 and T."""
-    every = torch.arange(1, len(log_snr) + 1)
-    right = torch.searchsorted(nodes, every)
-    left = torch.where(nodes[right] == every, right, right - 1)
+    left, right = _sides(nodes, len(log_snr))
     ends = log_snr[nodes - 1]
     gap = ends[left] - ends[right]
     share = torch.where(gap > 0, (ends[left] - log_snr) / gap.clamp(min=1e-12), 0.0)
@@ -214,9 +219,7 @@ class Pilot:
 
         Coefficients that are interpolated leave more than at the steps that they were fitted to.
         """
-        every = torch.arange(1, self.num_steps + 1)
-        right = torch.searchsorted(self.nodes, every)
-        left = torch.where(self.nodes[right] == every, right, right - 1)
+        left, right = _sides(self.nodes, self.num_steps)
         return values[left].maximum(values[right])
 
     @cached_property
