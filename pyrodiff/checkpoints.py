@@ -21,7 +21,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from pyrodiff.checks import reason, short
-from pyrodiff.files import write_bytes
+from pyrodiff.files import named, write_bytes
 
 __all__ = [
     "BEST",
@@ -68,13 +68,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
+        OSError: the disk does not give it, which says nothing of the checkpoint.
         ValueError: damaged, truncated, or not such a checkpoint.
     """
     if not path.is_file():
         raise FileNotFoundError(f"Expected a checkpoint {path}; got nothing there.")
     try:
-        _check_archive(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        content = io.BytesIO(path.read_bytes())
+    except OSError as error:  # of the disk: the checkpoint itself may be sound
+        raise named(error, path) from error
+    try:
+        _check_archive(content)
+        checkpoint = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive or pickle can raise nearly anything
         raise _unreadable(path, error) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
@@ -88,13 +93,14 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
     )
 
 
-def _check_archive(path: Path) -> None:
+def _check_archive(content: io.BytesIO) -> None:
     """Compare every checksum; raise BadZipFile or ValueError."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(content) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("compressed entries, which no checkpoint has.")
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"a damaged entry {short(damaged)} (its checksum differs).")
+    content.seek(0)
 
 
 def first_sound(folder: Path, names: tuple[str, ...], expected: dict[str, Tensor]) -> Path | None:
@@ -108,6 +114,7 @@ def first_sound(folder: Path, names: tuple[str, ...], expected: dict[str, Tensor
         expected: the state of the module, whose names and shapes the checkpoint's must have.
 
     Raises:
+        OSError: a checkpoint that the disk does not give: another one is not taken in its place.
         ValueError: checkpoints, but no sound one; the reason of the first.
     """
     reasons: list[ValueError] = []

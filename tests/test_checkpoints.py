@@ -238,6 +238,23 @@ def test_damaged_best_is_not_returned_without_a_word(broken: Path, points: data.
     assert all(torch.equal(value, last[f"reverse.{name}"]) for name, value in weights.items())
 
 
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_checkpoint_that_the_disk_does_not_give_is_not_replaced(
+    name: str, broken: Path, points: data.DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be sound: another one would give other weights without an error."""
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == name:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(OSError, match=f"Input/output error.*{name}"):
+        fit(points, broken, resume=True)
+
+
 def test_every_flipped_byte_is_seen(whole: tuple[Path, Outcome], tmp_path: Path) -> None:
     """PyTorch alone reads other values without a word."""
     original = whole[0] / "checkpoints" / "last.ckpt"
