@@ -45,7 +45,7 @@ from pyrodiff.likelihood import (
     UniformDequantizer,
 )
 from pyrodiff.likelihood.estimator import Batch
-from pyrodiff.likelihood.path import summary, weights_and_jump
+from pyrodiff.likelihood.paths.elbo import summary, weights_and_jump
 from pyrodiff.likelihood.statistics import Summary, log_mean_of_weights
 
 RESULT = Path(__file__).parent / "results" / "coverage-weights.json"

@@ -45,8 +45,8 @@ from pyrodiff.likelihood import (
     SandwichBound,
     TermwiseBound,
 )
+from pyrodiff.likelihood.particles.twists import Twist
 from pyrodiff.likelihood.statistics import log_mean_of_weights, pseudo_values
-from pyrodiff.likelihood.twists import Twist
 from pyrodiff.oracles import GaussianMixture
 from pyrodiff.schedules import LinearSchedule
 from pyrodiff.variances import FixedLarge, FixedSmall, Variance

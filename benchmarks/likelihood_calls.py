@@ -43,11 +43,11 @@ from torch import Tensor
 import pyrodiff
 from pyrodiff.chains import ReverseChain
 from pyrodiff.data import load
-from pyrodiff.evaluation import load_model
 from pyrodiff.likelihood import Pilot, TermwiseBound
-from pyrodiff.likelihood import pilot as pilot_module
-from pyrodiff.likelihood.controls import Controls, Prepared
+from pyrodiff.likelihood.termwise import pilot as pilot_module
+from pyrodiff.likelihood.termwise.controls import Controls, Prepared
 from pyrodiff.objectives import variational_term
+from pyrodiff.runs.evaluation import load_model
 from pyrodiff.serialization import read_config
 
 BUDGETS = (32, 64, 128, 256)

@@ -43,9 +43,9 @@ from pyrodiff.likelihood import (
     TermwiseBound,
 )
 from pyrodiff.networks import ResidualMLP
-from pyrodiff.recipes import make_model
+from pyrodiff.runs.build import make_model
+from pyrodiff.runs.settings import FitSettings, recipe
 from pyrodiff.schedules import LinearSchedule
-from pyrodiff.settings import FitSettings, recipe
 
 SHORT = {"validation_evaluations": 2, "evaluations": 2}  # not used; the defaults need T >= 64
 LEAST_RATE, MOST_MEMORY = 0.95, 4.0  # of the bare network's; GiB

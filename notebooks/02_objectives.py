@@ -58,8 +58,8 @@ from pyrodiff.objectives import (
     variational_term,
 )
 from pyrodiff.plots.style import plus_minus, style
+from pyrodiff.runs.settings import FitSettings
 from pyrodiff.schedules import LinearSchedule
-from pyrodiff.settings import FitSettings
 from pyrodiff.timesteps import LossAwareTimesteps, LowDiscrepancyTimesteps
 from pyrodiff.training import fit
 from pyrodiff.variances import FixedSmall, LearnedRange

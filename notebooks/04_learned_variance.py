@@ -49,9 +49,9 @@ from pyrodiff.likelihood import Pilot, TermwiseBound
 from pyrodiff.objectives import HybridLoss, NoiseLoss, unchecked_term
 from pyrodiff.oracles import GaussianMixture, GridOracle, Product
 from pyrodiff.plots.style import plain_ticks, style
-from pyrodiff.recipes import make_model
+from pyrodiff.runs.build import make_model
+from pyrodiff.runs.settings import FitSettings, recipe
 from pyrodiff.schedules import LinearSchedule, LogSNRSchedule
-from pyrodiff.settings import FitSettings, recipe
 from pyrodiff.timesteps import LowDiscrepancyTimesteps
 from pyrodiff.training import fit
 from pyrodiff.variances import FixedLarge, FixedSmall, Variance

@@ -46,17 +46,18 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from pyrodiff import ForwardChain, ReverseChain, data, plots, recipes, training
+from pyrodiff import ForwardChain, ReverseChain, data, plots, training
 from pyrodiff.comparison import compare
 from pyrodiff.decoders import CategoricalDecoder, GaussianDecoder
 from pyrodiff.denoisers import DataDenoiser
 from pyrodiff.kernels import marginal_coefficients
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood, Pilot, TermwiseBound
-from pyrodiff.likelihood.importance import log_mean_exp, weights_std_error
+from pyrodiff.likelihood.paths.importance import log_mean_exp, weights_std_error
 from pyrodiff.oracles import Gaussian, linear_bound, linear_log_prob
 from pyrodiff.plots.style import plain_ticks
+from pyrodiff.runs import build as recipes
+from pyrodiff.runs.settings import FitSettings, recipe
 from pyrodiff.schedules import LogSNRSchedule
-from pyrodiff.settings import FitSettings, recipe
 from pyrodiff.vae import VAE
 from pyrodiff.variances import FixedLarge, FixedSmall
 

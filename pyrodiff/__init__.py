@@ -8,11 +8,12 @@ when they are first used, so that ``import pyrodiff`` itself costs next to nothi
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pyrodiff._version import __version__
+
 if TYPE_CHECKING:
     from pyrodiff.chains import ForwardChain as ForwardChain
     from pyrodiff.chains import ReverseChain as ReverseChain
 
-__version__ = "0.1.0"
 __all__ = ["ForwardChain", "ReverseChain", "__version__"]
 
 _CHAINS = ("ForwardChain", "ReverseChain")

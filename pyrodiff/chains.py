@@ -31,11 +31,11 @@ from pyrodiff import kernels, serialization
 from pyrodiff.checks import short
 from pyrodiff.decoders import Decoder, GaussianDecoder, check_data, check_finite, check_tensor
 from pyrodiff.denoisers import Denoiser, Prediction
-from pyrodiff.descriptions import build_parts
 from pyrodiff.finite import NOTHING_FAILED, Failures, failed_at
 from pyrodiff.kernels import Step
 from pyrodiff.precision import chain_dtype, largest_log_snr
 from pyrodiff.schedules import Schedule
+from pyrodiff.serialization.descriptions import build_parts
 from pyrodiff.streams import NoiseStreams
 from pyrodiff.variances import FixedLarge, Variance
 

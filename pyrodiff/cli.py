@@ -13,9 +13,9 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 import pyrodiff
-from pyrodiff.progress import let_go, make_forgiving, say
-from pyrodiff.settings import FLAGS, ComparisonSettings, EvaluationSettings, FitSettings
-from pyrodiff.signals import Terminated, stoppable
+from pyrodiff.runs.settings import FLAGS, ComparisonSettings, EvaluationSettings, FitSettings
+from pyrodiff.training.progress import let_go, make_forgiving, say
+from pyrodiff.training.signals import Terminated, stoppable
 
 __all__ = ["main", "make_parser"]
 
@@ -197,7 +197,7 @@ def _run(command: str, values: Any) -> None:
         evaluation = _settings(EvaluationSettings, values)
         comparison = _settings(ComparisonSettings, values)
         comparison.check(len(values.runs), evaluation)
-        from pyrodiff.run_comparison import compare
+        from pyrodiff.runs.comparison import compare
 
         others = {name: values[name] for name in ("output", "resume", "quiet")}
         compare(values.runs, evaluation, comparison, **others)

@@ -255,8 +255,8 @@ def _child(command: str, root: Path, faults: Faults, said: Path, counted: Path) 
 
 def _stop_in_the_middle() -> None:
     """Interrupt the next command: a fit after its first validation, an evaluation after a batch."""
-    from pyrodiff.batches import Batches
-    from pyrodiff.callbacks import Validations
+    from pyrodiff.runs.batches import Batches
+    from pyrodiff.training.callbacks import Validations
 
     def stopping(work: Callable[..., object]) -> Callable[..., None]:
         def stopped(*arguments: Any) -> None:
@@ -398,7 +398,7 @@ def warm_up() -> None:
     import torch
 
     import pyrodiff.cli
-    import pyrodiff.run_comparison  # noqa: F401
+    import pyrodiff.runs.comparison  # noqa: F401
 
     torch.set_num_threads(1)
     _spare_time()
@@ -422,8 +422,10 @@ def _spare_time() -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    from pyrodiff import pictures, report_figures, runs
-    from pyrodiff.likelihood.pilot import Pilot
+    from pyrodiff import runs
+    from pyrodiff.likelihood.termwise.pilot import Pilot
+    from pyrodiff.runs import pictures
+    from pyrodiff.runs.report import figures as report_figures
 
     def blank(draw: object, of: str = "") -> bytes:
         content, info = io.BytesIO(), PngInfo()

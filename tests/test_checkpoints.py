@@ -22,9 +22,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrodiff import callbacks, checkpoints, data, files, recipes, training
-from pyrodiff.settings import FitSettings, recipe
-from pyrodiff.signals import Terminated
+from pyrodiff import data, training
+from pyrodiff.runs import build as recipes
+from pyrodiff.runs.settings import FitSettings, recipe
+from pyrodiff.serialization import files
+from pyrodiff.training import callbacks, checkpoints
+from pyrodiff.training.signals import Terminated
 
 TINY = FitSettings(
     steps=6,

@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
-from pyrodiff import recipes
 from pyrodiff.cli import _underscored, main, make_parser
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.reports import worse_than_uniform
+from pyrodiff.runs import build as recipes
+from pyrodiff.runs.settings import CHOICES, FitSettings, recipe
+from pyrodiff.runs.terminal import worse_than_uniform
 from pyrodiff.serialization import describe
-from pyrodiff.settings import CHOICES, FitSettings, recipe
 
 TINY = "--steps 30 --validate_every 10 --width 16 --num_steps 50 --evaluations 16 "
 TINY += "--validation_evaluations 8 --batch_size 32 --quiet"

@@ -22,13 +22,13 @@ from pyrodiff import data, serialization
 from pyrodiff import runs as runs_module
 from pyrodiff.cli import main
 from pyrodiff.comparison import compare, compare_models
-from pyrodiff.evaluation import evaluate_split, load_model
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood, PathBound
-from pyrodiff.recipes import make_model
-from pyrodiff.report_folder import GENERATOR
-from pyrodiff.run_comparison import compare as compare_runs
-from pyrodiff.run_groups import group, unique_names
-from pyrodiff.settings import EvaluationSettings, FitSettings, recipe
+from pyrodiff.runs.build import make_model
+from pyrodiff.runs.comparison import compare as compare_runs
+from pyrodiff.runs.evaluation import evaluate_split, load_model
+from pyrodiff.runs.groups import group, unique_names
+from pyrodiff.runs.report.folder import GENERATOR
+from pyrodiff.runs.settings import EvaluationSettings, FitSettings, recipe
 
 TINY = {"network": "mlp", "width": 8, "blocks": 1, "num_steps": 12, "evaluations": 16}
 TINY["validation_evaluations"] = 8
@@ -181,7 +181,7 @@ def test_processes_are_handed_on(runs: dict[str, Path], tmp_path: Path, monkeypa
         asked.append(processes)
         return evaluate_split(*args, **options)
 
-    monkeypatch.setattr("pyrodiff.run_comparison.evaluate_split", evaluate)
+    monkeypatch.setattr("pyrodiff.runs.comparison.evaluate_split", evaluate)
     monkeypatch.chdir(tmp_path)
     options = ["--estimator", "path", "--limit", "3", "--processes", "2", "--quiet"]
     assert main(["compare", str(runs["a-0"]), str(runs["b"]), *options]) == 0
@@ -398,7 +398,7 @@ def test_torn_report_leaves_the_old_one(runs, tmp_path: Path, monkeypatch) -> No
     def torn(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyrodiff.report._page", torn)
+    monkeypatch.setattr("pyrodiff.runs.report.page._page", torn)
     names = [str(runs["a-0"]), str(runs["b"])]
     assert main(["compare", *names, "--saved", "--output", str(page)]) == 130
     assert page.read_text() == f"{GENERATOR} old"

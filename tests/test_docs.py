@@ -19,7 +19,7 @@ import pyrodiff
 from pyrodiff import likelihood
 from pyrodiff.cli import _settings, _underscored, make_parser
 from pyrodiff.likelihood import Estimator, SandwichBound
-from pyrodiff.settings import ESTIMATORS, EvaluationSettings
+from pyrodiff.runs.settings import ESTIMATORS, EvaluationSettings
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["README.md", "docs/index.md", "docs/which_number.md"]

@@ -22,10 +22,10 @@ import yaml
 
 from pyrodiff import data, runs
 from pyrodiff.cli import main
-from pyrodiff.evaluation import evaluate_split, load_model, make_estimator
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood, PathBound, TermwiseBound
-from pyrodiff.settings import ESTIMATORS, EvaluationSettings
-from pyrodiff.workers import share
+from pyrodiff.runs.evaluation import evaluate_split, load_model, make_estimator
+from pyrodiff.runs.settings import ESTIMATORS, EvaluationSettings
+from pyrodiff.runs.workers import share
 
 TINY = "--network mlp --width 8 --blocks 1 --steps 4 --validate_every 2 --num_steps 12 --quiet "
 TINY += "--validation_evaluations 8 --evaluations 16 --batch_size 32 --context label"
@@ -119,7 +119,7 @@ def test_what_is_learned_is_never_learned_from_what_is_scored(
         asked.append((x, context))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyrodiff.likelihood.pilot.Pilot.run", ask)
+    monkeypatch.setattr("pyrodiff.likelihood.termwise.pilot.Pilot.run", ask)
     folder = shutil.copytree(run, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         evaluate_split(folder, digits, EvaluationSettings(evaluations=8, split=split), quiet=True)
@@ -260,7 +260,7 @@ def test_pilot_is_kept_for_resumption(run: Path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(TermwiseBound, "estimate", once)
         assert main([*command, "--quiet"]) == 130
-    from pyrodiff.likelihood.pilot import Pilot
+    from pyrodiff.likelihood.termwise.pilot import Pilot
 
     monkeypatch.setattr(Pilot, "run", None)
     assert main([*command, "--resume"]) == 0
@@ -301,7 +301,7 @@ def test_dead_worker_keeps_finished_batches(run: Path, monkeypatch, capsys) -> N
 
     command = ["evaluate", str(run), "--estimator", "path", "--limit", "8", "--batch-size", "4"]
     command += ["--processes", "2", "--quiet"]
-    monkeypatch.setattr("pyrodiff.evaluation.share", dying)
+    monkeypatch.setattr("pyrodiff.runs.evaluation.share", dying)
     assert main(command) == 2
     assert "--resume goes on with it" in capsys.readouterr().err
     folder = run / "evaluation" / "test-path"

@@ -27,7 +27,7 @@ from pyrodiff.likelihood import (
     UniformDequantizer,
 )
 from pyrodiff.likelihood.estimator import Batch, Estimator
-from pyrodiff.likelihood.solver import solve
+from pyrodiff.likelihood.flow.solver import solve
 from pyrodiff.objectives import VariationalBound, variational_term
 from pyrodiff.schedules import LogSNRSchedule
 from pyrodiff.variances import LearnedDiagonal

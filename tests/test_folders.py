@@ -298,9 +298,10 @@ def test_comparisons_of_one_output_at_once(two, monkeypatch, capsys) -> None:
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    from pyrodiff.folders import locked
+    from pyrodiff.serialization.folders import locked
 
-    program = "import os, sys; from pathlib import Path; from pyrodiff.folders import locked\n"
+    program = "import os, sys; from pathlib import Path\n"
+    program += "from pyrodiff.serialization.folders import locked\n"
     program += "lock = locked(Path(sys.argv[1])); lock.__enter__(); os.kill(os.getpid(), 9)"
     ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)])
     assert ended.returncode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 1
@@ -379,7 +380,7 @@ def test_a_finished_evaluation_of_a_comparison_is_checked(two, monkeypatch) -> N
     assert main(command) == 0
     whole = contents(Path("page/values"))
     with monkeypatch.context() as patch:
-        patch.setattr("pyrodiff.report._page", lambda *_: interrupt())
+        patch.setattr("pyrodiff.runs.report.page._page", lambda *_: interrupt())
         assert main(command) == 130
     (done,) = Path("page/evaluation").glob("*/evaluation.nc")
     flip(done, LogLikelihood.load(done).value.numpy().tobytes())

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.denoisers import DataDenoiser, Denoiser, NoiseDenoiser
 from pyrodiff.likelihood import LogLikelihood, Pilot, TermwiseBound
-from pyrodiff.likelihood.known import known_terms
-from pyrodiff.likelihood.layout import Layout
-from pyrodiff.likelihood.moments import Moments
 from pyrodiff.likelihood.result import _unskewed
+from pyrodiff.likelihood.termwise.known import known_terms
+from pyrodiff.likelihood.termwise.moments import Moments
+from pyrodiff.likelihood.termwise.strata import Layout
 from pyrodiff.objectives import variational_term
 from pyrodiff.oracles import GaussianMixture
 from pyrodiff.schedules import CosineSchedule, LinearSchedule, LogSNRSchedule, Schedule

@@ -20,7 +20,7 @@ from pyrodiff.decoders import CategoricalDecoder, DiscretizedGaussianDecoder, Ga
 from pyrodiff.denoisers import DataDenoiser, NoiseDenoiser
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood, PathBound
 from pyrodiff.likelihood.estimator import Batch
-from pyrodiff.likelihood.paths import move, path_weights, predict
+from pyrodiff.likelihood.paths.weights import move, path_weights, predict
 from pyrodiff.likelihood.statistics import log_mean_exp, pseudo_values
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.oracles import (

@@ -19,9 +19,9 @@ from pyrodiff.likelihood import (
     TermwiseBound,
     VariationalDequantizer,
 )
-from pyrodiff.likelihood.pilot import Pilot
-from pyrodiff.likelihood.twists import DenoisedTwist
-from pyrodiff.modes import evaluation_mode
+from pyrodiff.likelihood.particles.twists import DenoisedTwist
+from pyrodiff.likelihood.termwise.pilot import Pilot
+from pyrodiff.networks.modes import evaluation_mode
 from pyrodiff.objectives import VariationalBound
 from pyrodiff.schedules import LogSNRSchedule
 

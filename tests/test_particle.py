@@ -18,11 +18,8 @@ from torch.distributions import MultivariateNormal
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.decoders import CategoricalDecoder, DiscretizedGaussianDecoder, GaussianDecoder
 from pyrodiff.denoisers import DataDenoiser, NoiseDenoiser, Prediction
-from pyrodiff.likelihood.importance import ImportanceBound
-from pyrodiff.likelihood.particle import ParticleBound, _summary
-from pyrodiff.likelihood.paths import Move, predict
-from pyrodiff.likelihood.result import LogLikelihood
-from pyrodiff.likelihood.smc import (
+from pyrodiff.likelihood.particles.bound import ParticleBound, _summary
+from pyrodiff.likelihood.particles.smc import (
     ParticleFilter,
     Population,
     Proposal,
@@ -30,8 +27,11 @@ from pyrodiff.likelihood.smc import (
     eve_weights,
     systematic,
 )
+from pyrodiff.likelihood.particles.twists import DenoisedTwist, MarginalTwist, NoTwist, Twist
+from pyrodiff.likelihood.paths.importance import ImportanceBound
+from pyrodiff.likelihood.paths.weights import Move, predict
+from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.likelihood.statistics import pseudo_values
-from pyrodiff.likelihood.twists import DenoisedTwist, MarginalTwist, NoTwist, Twist
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.oracles import Gaussian, GaussianMixture, GridOracle, linear_log_prob
 from pyrodiff.schedules import LogSNRSchedule

@@ -34,8 +34,8 @@ from pyrodiff.likelihood import (
     VariationalDequantizer,
 )
 from pyrodiff.likelihood.estimator import Estimator
-from pyrodiff.likelihood.pilot import Pilot
-from pyrodiff.likelihood.twists import DenoisedTwist
+from pyrodiff.likelihood.particles.twists import DenoisedTwist
+from pyrodiff.likelihood.termwise.pilot import Pilot
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.objectives import HybridLoss, NoiseLoss, Objective, VariationalBound, variational_term
 from pyrodiff.oracles import Gaussian, GaussianMixture, GridOracle, linear_bound
@@ -385,7 +385,7 @@ from pyro.infer import Trace_ELBO
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import TermwiseBound
-from pyrodiff.likelihood.twists import DenoisedTwist
+from pyrodiff.likelihood.particles.twists import DenoisedTwist
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.objectives import VariationalBound, variational_term
 from pyrodiff.schedules import LogSNRSchedule

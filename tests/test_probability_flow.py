@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.decoders import CategoricalDecoder, Decoder, DiscretizedGaussianDecoder
 from pyrodiff.denoisers import DataDenoiser, MeanDenoiser, NoiseDenoiser, VelocityDenoiser
-from pyrodiff.likelihood.probability_flow import ProbabilityFlow, divergence
-from pyrodiff.likelihood.solver import solve, step
+from pyrodiff.likelihood.flow.density import ProbabilityFlow, divergence
+from pyrodiff.likelihood.flow.solver import solve, step
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.oracles import Gaussian, GaussianMixture, Product
 from pyrodiff.schedules import LogSNRSchedule, Schedule

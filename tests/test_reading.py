@@ -20,17 +20,18 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from pyrodiff import ForwardChain, ReverseChain, cli, data, netcdf, serialization
+from pyrodiff import ForwardChain, ReverseChain, cli, data, serialization
 from pyrodiff.checks import conforms, listed, reason, short
 from pyrodiff.data import Affine, DataSet
 from pyrodiff.decoders import DiscretizedGaussianDecoder, GaussianDecoder
 from pyrodiff.denoisers import Denoiser, NoiseDenoiser
-from pyrodiff.descriptions import build_parts
 from pyrodiff.likelihood import LogLikelihood, TermwiseBound
-from pyrodiff.likelihood.pilot import Pilot
+from pyrodiff.likelihood.termwise.pilot import Pilot
 from pyrodiff.networks import ResidualMLP, UNet
+from pyrodiff.runs.settings import EvaluationSettings, FitSettings, read_settings
 from pyrodiff.schedules import LogSNRSchedule, Schedule
-from pyrodiff.settings import EvaluationSettings, FitSettings, read_settings
+from pyrodiff.serialization import netcdf
+from pyrodiff.serialization.descriptions import build_parts
 from pyrodiff.variances import FixedLarge, FixedSmall
 
 F64 = torch.float64
@@ -477,7 +478,7 @@ def test_a_single_value_is_no_context(tmp_path: Path) -> None:
 
 
 def test_a_sparse_or_damaged_checkpoint(tmp_path: Path) -> None:
-    from pyrodiff.checkpoints import first_sound, read_checkpoint
+    from pyrodiff.training.checkpoints import first_sound, read_checkpoint
 
     state = {"weight": torch.eye(2)}
     parts: dict[str, Any] = dict.fromkeys(("averaging_state", "loops", "callbacks"), {})

@@ -21,8 +21,8 @@ from pyrodiff.decoders import (
 )
 from pyrodiff.denoisers import DataDenoiser, NoiseDenoiser
 from pyrodiff.likelihood.estimator import Batch
-from pyrodiff.likelihood.paths import path_weights
-from pyrodiff.likelihood.sandwich import Sandwich, SandwichBound
+from pyrodiff.likelihood.paths.sandwich import Sandwich, SandwichBound
+from pyrodiff.likelihood.paths.weights import path_weights
 from pyrodiff.likelihood.statistics import log_mean_exp, log_mean_of_weights
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.oracles import Gaussian, GridOracle, linear_bound, linear_log_prob

@@ -341,7 +341,7 @@ def test_failed_save_leaves_the_old_model(saved: Path, monkeypatch: pytest.Monke
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("pyrodiff.files._flush", fail)
+    monkeypatch.setattr("pyrodiff.serialization.files._flush", fail)
     with pytest.raises(OSError, match="disk full"):
         shaken(chain()).save(saved)
     monkeypatch.undo()

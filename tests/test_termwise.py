@@ -22,12 +22,12 @@ from pyrodiff.decoders import CategoricalDecoder
 from pyrodiff.denoisers import DataDenoiser, NoiseDenoiser
 from pyrodiff.kernels import marginal_coefficients
 from pyrodiff.likelihood import LogLikelihood, PathBound, TermwiseBound
-from pyrodiff.likelihood.controls import Controls, hat_functions
 from pyrodiff.likelihood.estimator import Batch
-from pyrodiff.likelihood.known import known_terms
-from pyrodiff.likelihood.layout import Allocation, Layout, apart, typical_allocation
-from pyrodiff.likelihood.pilot import Pilot
-from pyrodiff.likelihood.termwise import _Scorer
+from pyrodiff.likelihood.termwise.bound import _Scorer
+from pyrodiff.likelihood.termwise.controls import Controls, hat_functions
+from pyrodiff.likelihood.termwise.known import known_terms
+from pyrodiff.likelihood.termwise.pilot import Pilot
+from pyrodiff.likelihood.termwise.strata import Allocation, Layout, apart, typical_allocation
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.oracles import Gaussian, linear_bound
 from pyrodiff.schedules import CosineSchedule, LogSNRSchedule

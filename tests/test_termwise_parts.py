@@ -17,12 +17,12 @@ from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.decoders import GaussianDecoder
 from pyrodiff.denoisers import DataDenoiser
 from pyrodiff.likelihood import LogLikelihood, Pilot, TermwiseBound
-from pyrodiff.likelihood.baseline import shared_error, subtract_baseline
-from pyrodiff.likelihood.known import known_terms
-from pyrodiff.likelihood.layout import Allocation, Layout, typical_density
-from pyrodiff.likelihood.moments import Moments
-from pyrodiff.likelihood.regression import Drawn as Seen
-from pyrodiff.likelihood.regression import _with_neighbours, regress, scaled
+from pyrodiff.likelihood.termwise.baseline import shared_error, subtract_baseline
+from pyrodiff.likelihood.termwise.known import known_terms
+from pyrodiff.likelihood.termwise.moments import Moments
+from pyrodiff.likelihood.termwise.regression import Drawn as Seen
+from pyrodiff.likelihood.termwise.regression import _with_neighbours, regress, scaled
+from pyrodiff.likelihood.termwise.strata import Allocation, Layout, typical_density
 from pyrodiff.objectives import variational_term
 from pyrodiff.oracles import GaussianMixture
 from pyrodiff.schedules import CosineSchedule, LinearSchedule, LogSNRSchedule

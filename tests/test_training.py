@@ -22,15 +22,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pyrodiff import ForwardChain, ReverseChain, callbacks, data, recipes, runs, training
+from pyrodiff import ForwardChain, ReverseChain, data, runs, training
 from pyrodiff.cli import main
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import LogLikelihood, TermwiseBound
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.objectives import NoiseLoss
+from pyrodiff.runs import build as recipes
+from pyrodiff.runs.settings import CHOICES, FitSettings, recipe
 from pyrodiff.schedules import LogSNRSchedule
-from pyrodiff.settings import CHOICES, FitSettings, recipe
-from pyrodiff.training import SeededBatches
+from pyrodiff.training import SeededBatches, callbacks
 
 TINY = FitSettings(
     steps=30,
@@ -560,7 +561,7 @@ from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.objectives import NoiseLoss
 from pyrodiff.schedules import LogSNRSchedule
-from pyrodiff.settings import FitSettings, recipe
+from pyrodiff.runs.settings import FitSettings, recipe
 network = ResidualMLP((2,), width=4, blocks=1)
 reverse = ReverseChain(NoiseDenoiser(network), ForwardChain(LogSNRSchedule(), 3), (2,))
 settings = recipe(FitSettings(steps=2, batch_size=8, validate_every=2), image=False, levels=None)

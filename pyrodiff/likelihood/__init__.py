@@ -15,15 +15,15 @@ from pyrodiff.likelihood.dequantization import (
     VariationalDequantizer,
 )
 from pyrodiff.likelihood.estimator import Estimator
-from pyrodiff.likelihood.importance import ImportanceBound
-from pyrodiff.likelihood.particle import ParticleBound
-from pyrodiff.likelihood.path import PathBound
-from pyrodiff.likelihood.pilot import Pilot
-from pyrodiff.likelihood.probability_flow import ProbabilityFlow
+from pyrodiff.likelihood.flow.density import ProbabilityFlow
+from pyrodiff.likelihood.particles.bound import ParticleBound
+from pyrodiff.likelihood.particles.twists import DenoisedTwist, MarginalTwist, NoTwist
+from pyrodiff.likelihood.paths.elbo import PathBound
+from pyrodiff.likelihood.paths.importance import ImportanceBound
+from pyrodiff.likelihood.paths.sandwich import Sandwich, SandwichBound
 from pyrodiff.likelihood.result import LogLikelihood
-from pyrodiff.likelihood.sandwich import Sandwich, SandwichBound
-from pyrodiff.likelihood.termwise import TermwiseBound
-from pyrodiff.likelihood.twists import DenoisedTwist, MarginalTwist, NoTwist
+from pyrodiff.likelihood.termwise.bound import TermwiseBound
+from pyrodiff.likelihood.termwise.pilot import Pilot
 
 __all__ = [
     "DenoisedTwist",

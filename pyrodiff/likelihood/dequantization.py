@@ -37,10 +37,10 @@ from typing_extensions import Self
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.likelihood.estimator import Batch, Estimator
-from pyrodiff.likelihood.path import check_count
+from pyrodiff.likelihood.paths.elbo import check_count
 from pyrodiff.likelihood.result import Kind, LogLikelihood
 from pyrodiff.likelihood.statistics import log_mean_of_weights, mean_of_draws
-from pyrodiff.modes import evaluation_mode
+from pyrodiff.networks.modes import evaluation_mode
 from pyrodiff.objectives import VariationalBound
 from pyrodiff.precision import call_network
 from pyrodiff.streams import NoiseStreams, derived_seed

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pyrodiff.checks import check_types, short
-from pyrodiff.netcdf import checksummed, read_netcdf
 from pyrodiff.serialization import netcdf, write_bytes
+from pyrodiff.serialization.netcdf import checksummed, read_netcdf
 
 __all__ = ["LogLikelihood", "Mean", "sample_checksums"]
 

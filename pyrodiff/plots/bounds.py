@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.importance import log_mean_exp
+from pyrodiff.likelihood.paths.importance import log_mean_exp
 from pyrodiff.likelihood.result import FEWEST_WEIGHTS
 from pyrodiff.plots.style import named, new_axes, panels, plain_ticks, show_legend, style
 

@@ -29,7 +29,7 @@ from pyrodiff.data import files as data_files
 from pyrodiff.decoders import CategoricalDecoder
 from pyrodiff.denoisers import DataDenoiser, NoiseDenoiser
 from pyrodiff.likelihood import LogLikelihood, TermwiseBound
-from pyrodiff.likelihood.pilot import Pilot
+from pyrodiff.likelihood.termwise.pilot import Pilot
 from pyrodiff.networks import ResidualConvNet, ResidualMLP
 from pyrodiff.schedules import BetaSchedule, LogSNRSchedule
 
@@ -278,7 +278,7 @@ def _results() -> tuple[Files, ...]:
 
 
 def _result_file(content: bytes, random: Random) -> bytes:
-    from pyrodiff.netcdf import _END, checksummed
+    from pyrodiff.serialization.netcdf import _END, checksummed
 
     inner, kind = content[:-_END], random.randrange(5)
     if kind == 0:
@@ -337,7 +337,7 @@ def _other_netcdf(content: bytes, random: Random) -> bytes:
 
 
 def _read_result(folder: Path) -> None:
-    from pyrodiff.netcdf import _MARK
+    from pyrodiff.serialization.netcdf import _MARK
 
     path = folder / "evaluation.nc"
     result = LogLikelihood.load(path)
@@ -357,14 +357,14 @@ def _read_result(folder: Path) -> None:
 
 
 def _settings() -> list[Files]:
-    from pyrodiff.settings import EvaluationSettings, FitSettings
+    from pyrodiff.runs.settings import EvaluationSettings, FitSettings
 
     values = (FitSettings(width=8, steps=10).to_dict(), EvaluationSettings().to_dict())
     return [{"settings.yaml": yaml.safe_dump({"format": 1} | each).encode()} for each in values]
 
 
 def _read_settings(folder: Path) -> None:
-    from pyrodiff.settings import EvaluationSettings, FitSettings, read_settings, recipe
+    from pyrodiff.runs.settings import EvaluationSettings, FitSettings, read_settings, recipe
 
     values = serialization.read_config(_file(folder))
     del values["format"]
@@ -380,8 +380,9 @@ def _read_settings(folder: Path) -> None:
 
 def _write_run(folder: Path) -> None:
     """A run as ``fit`` leaves it, of data beside it."""
-    from pyrodiff import run_folder, runs
-    from pyrodiff.settings import FitSettings, recipe
+    from pyrodiff import runs
+    from pyrodiff.runs import folder as run_folder
+    from pyrodiff.runs.settings import FitSettings, recipe
 
     (folder / "t.csv").write_bytes(_csv()[0]["t.csv"])
     dataset = datasets.load(folder / "t.csv")
@@ -405,7 +406,7 @@ def _runs() -> list[Files]:
 
 def _change_run(files: dict[str, bytes], random: Random) -> dict[str, bytes]:
     """Another configuration, with or without its checksum, or another file of the run."""
-    from pyrodiff import run_folder
+    from pyrodiff.runs import folder as run_folder
 
     if random.randrange(4) == 0:
         other = {k: v for k, v in files.items() if k != "config.yaml"}
@@ -425,8 +426,11 @@ def _change_run(files: dict[str, bytes], random: Random) -> dict[str, bytes]:
 
 
 def _read_run(folder: Path) -> None:
-    from pyrodiff import run_folder, run_groups, run_samples, runs
-    from pyrodiff.evaluation import load_model
+    from pyrodiff import runs
+    from pyrodiff.runs import folder as run_folder
+    from pyrodiff.runs import groups as run_groups
+    from pyrodiff.runs import samples as run_samples
+    from pyrodiff.runs.evaluation import load_model
 
     config = run_folder.read_run(folder)
     recorded = serialization.entry(config, "data")
@@ -458,7 +462,7 @@ def _change_evaluation(files: dict[str, bytes], random: Random) -> dict[str, byt
 
 def _write_evaluation(folder: Path) -> None:
     """A run of which a half of an evaluation is done."""
-    from pyrodiff import batches
+    from pyrodiff.runs import batches
 
     def stop(self: Any, *arguments: Any) -> None:
         raise KeyboardInterrupt
@@ -484,7 +488,7 @@ def _evaluations() -> list[Files]:
 @cache
 def _training() -> tuple[Any, Any]:
     """Tiny settings, and data to be trained on."""
-    from pyrodiff.settings import FitSettings, recipe
+    from pyrodiff.runs.settings import FitSettings, recipe
 
     settings = FitSettings(
         steps=4,
@@ -501,7 +505,8 @@ def _training() -> tuple[Any, Any]:
 
 
 def _train(folder: Path, resume: bool = False) -> ReverseChain:
-    from pyrodiff import recipes, training
+    from pyrodiff import training
+    from pyrodiff.runs import build as recipes
 
     settings, dataset = _training()
     torch.manual_seed(0)
@@ -531,8 +536,8 @@ def _checkpoint_file(content: bytes, random: Random) -> bytes:
 
 
 def _read_checkpoint(folder: Path) -> None:
-    from pyrodiff.checkpoints import LAST, first_sound, read_checkpoint
     from pyrodiff.training import DiffusionModule
+    from pyrodiff.training.checkpoints import LAST, first_sound, read_checkpoint
 
     path = folder / "checkpoints" / LAST
     state = read_checkpoint(path)["state_dict"]
@@ -543,7 +548,8 @@ def _read_checkpoint(folder: Path) -> None:
 
 
 def _module() -> Any:
-    from pyrodiff import recipes, training
+    from pyrodiff import training
+    from pyrodiff.runs import build as recipes
 
     settings, dataset = _training()
     reverse = recipes.make_model(settings, dataset.event_shape, dataset.levels)

@@ -1,0 +1,208 @@
+r"""Sequential Monte Carlo in reverse time: K weighted particles carried from x_T to x_0.
+
+A potential ψ_t(x_t) > 0 says how well x_t will explain what is conditioned on, and a proposal q
+draws x_{t−1} from x_t.  With π(x_t:T) the model's density over q's, the particles at t are weighted
+for the extended target p_θ(x_t:T) ψ_t(x_t) (Del Moral et al., 2006; Naesseth et al., 2019):
+
+    w_T ∝ π(x_T) ψ_T(x_T),   w_{t−1} = w_t · π(x_{t−1} | x_t) · ψ_{t−1}(x_{t−1}) / ψ_t(x_t)
+
+and at the last step ψ_0 = 1.  What is kept is the weight without its ψ_t, that of the path so far:
+ψ is there to choose who survives.  Where the effective number of particles (Σ w)²/Σ w² falls below
+a share of K, ancestors a_k are drawn in proportion to w ψ and
+
+    x_t^k ← x_t^{a_k},   w^k ← mean(w ψ) / ψ_t(x_t^{a_k}),
+
+so that a constant factor in ψ_t has no effect, and the mean of the final weights is unbiased for
+the normalising constant whatever ψ, K and the threshold.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pyrodiff.chains import ReverseChain
+from pyrodiff.denoisers import Prediction
+from pyrodiff.finite import NOTHING_FAILED
+from pyrodiff.likelihood.paths.importance import log_mean_exp
+from pyrodiff.likelihood.paths.weights import Move, predict
+from pyrodiff.streams import NoiseStreams
+
+__all__ = ["ParticleFilter", "Population", "Potential", "Proposal", "eve_weights", "systematic"]
+
+Potential = Callable[[Tensor, int, Prediction], Tensor]  # log ψ_t of (x_t, t, prediction), (rows,)
+
+
+class Proposal(ABC):
+    """Where particles are drawn from, one row each, and their log π; rows in order of samples.
+
+    ``last_draw`` is the smallest t from which a draw is made: 2 where x_0 is given, else 1.  Below
+    it no particles are resampled, which would lose some and gain nothing.
+    """
+
+    last_draw: int = 1
+
+    @abstractmethod
+    def first(self, streams: NoiseStreams) -> Move:
+        """x_T and log π(x_T), shapes (rows, *event_shape) and (rows,)."""
+
+    @abstractmethod
+    def move(self, x_t: Tensor, t: int, prediction: Prediction, streams: NoiseStreams) -> Move:
+        """x_{t−1} and log π(x_{t−1} | x_t) for t = T … 1; at t = 1 all that is left of the target.
+
+        Args:
+            x_t: shape (rows, *event_shape).
+            prediction: of the denoiser at (x_t, t).
+            streams: one per row; takes as many draws as it needs.
+        """
+
+
+class Population(NamedTuple):
+    """The particles at the end.
+
+    ``log_weights`` (n, K), nats, float64: the log of the mean of e to them is log Ẑ.  ``eves``
+    (n, K): from which of the K first particles each descends.  ``resamplings`` (n,): how often.
+    ``x`` (n · K, *event_shape).  ``failed`` (n,): the step at which a weight became NaN or +∞,
+    0 where none did; such a sample's weights are NaN in the end, all of them.
+    """
+
+    x: Tensor
+    log_weights: Float[Tensor, "n K"]
+    eves: Int[Tensor, "n K"]
+    resamplings: Int[Tensor, " n"]
+    failed: Tensor = NOTHING_FAILED
+
+    def cpu(self) -> "Population":
+        """The same on the CPU."""
+        return Population(*(tensor.cpu() for tensor in self))
+
+
+def systematic(
+    log_weights: Float[Tensor, "n K"], uniform: Float[Tensor, "n 1"]
+) -> Int[Tensor, "n K"]:
+    """Ancestors in ascending order, each taken ⌊K W⌋ or ⌈K W⌉ times (Kitagawa, 1996)."""
+    count = log_weights.shape[1]
+    edges = log_weights.softmax(1).cumsum(1)
+    points = (torch.arange(count, device=uniform.device) + uniform) / count
+    found = torch.searchsorted(edges, points * edges[:, -1:], right=True)
+    return found.clamp(max=count - 1)
+
+
+def eve_weights(population: Population) -> Float[Tensor, "n K"]:
+    """log of the sum of the weights that descend from each first particle; −∞ where none do."""
+    log_w, eves = population.log_weights, population.eves
+    first = torch.arange(log_w.shape[1], device=eves.device).unsqueeze(1)
+    others = eves.unsqueeze(1) != first  # (n, K, K)
+    return log_w.unsqueeze(1).masked_fill(others, -torch.inf).logsumexp(2)
+
+
+@dataclass(frozen=True)
+class ParticleFilter:
+    """The loop.
+
+    Args:
+        particles: K for each sample.
+        threshold: resample a sample's particles where their effective number is below this share
+            of K; 0 for never.
+        rows: how many rows a network call may have.
+    """
+
+    particles: int
+    threshold: float
+    rows: int
+
+    def run(
+        self,
+        reverse: ReverseChain,
+        proposal: Proposal,
+        potential: Potential,
+        seed: int,
+        indices: Sequence[int],
+        context: Tensor | None = None,
+    ) -> Population:
+        """n samples' particles from x_T to x_0, in K · T network calls per sample.
+
+        Particle k of sample i moves by the stream (seed, i, k), and its resampling by (seed, i, K):
+        no sample depends on another.
+
+        Args:
+            proposal, potential: of n · K rows, the particles of one sample side by side.
+            seed, indices: of the noise streams; one index per sample.
+            context: shape (n, …) or None.
+        """
+        n, count = len(indices), self.particles
+        streams = NoiseStreams(
+            seed,
+            [index for index in indices for _ in range(count)],
+            reverse.event_shape,
+            [*range(count)] * n,
+        )
+        uniforms = NoiseStreams(seed, indices, torch.Size([1]), [count] * n)
+        context = None if context is None else context.repeat_interleave(count, 0)
+        x, log_ratio = proposal.first(streams)
+        eves = torch.arange(count, device=x.device).repeat(n, 1)
+        now = Population(x, log_ratio.reshape(n, count), eves, torch.zeros_like(eves[:, 0]))
+        for t in range(reverse.num_steps, 0, -1):
+            prediction = self._predict(reverse, now.x, t, context)
+            if self.threshold > 0 and t >= proposal.last_draw:
+                log_psi = potential(now.x, t, prediction).reshape(n, count)
+                uniform = torch.special.ndtr(uniforms.normal(log_psi))
+                now, prediction = self._resample(now, prediction, log_psi, uniform)
+            x, log_ratio = proposal.move(now.x, t, prediction, streams)
+            log_w = now.log_weights + log_ratio.reshape(n, count)
+            lost = (log_w.isnan() | log_w.isposinf()).any(1)  # −∞ is a weight of 0
+            failed = torch.where(lost & (now.failed == 0), t, now.failed)
+            now = now._replace(x=x, log_weights=log_w, failed=failed)
+        lost = (now.failed > 0).unsqueeze(1)
+        return now._replace(log_weights=now.log_weights.masked_fill(lost, torch.nan))
+
+    def _resample(
+        self, now: Population, prediction: Prediction, log_psi: Tensor, uniform: Tensor
+    ) -> tuple[Population, Prediction]:
+        """The particles and their predictions after resampling in the samples that need it."""
+        log_w = now.log_weights + log_psi
+        few = self._few(log_w)
+        if not bool(few.any()):
+            return now, prediction
+        stay = torch.arange(self.particles, device=log_w.device)
+        ancestors = torch.where(few, systematic(log_w, uniform), stay)
+        level = log_mean_exp(log_w).unsqueeze(1) - log_psi.gather(1, ancestors)
+        x, prediction = _take(now.x, prediction, ancestors)
+        moved = Population(
+            x,
+            torch.where(few, level, now.log_weights),
+            now.eves.gather(1, ancestors),
+            now.resamplings + few[:, 0],
+            now.failed,
+        )
+        return moved, prediction
+
+    def _few(self, log_weights: Tensor) -> Tensor:
+        """Whether the effective number of particles is below the threshold, shape (n, 1)."""
+        inverse = log_weights.softmax(1).square().sum(1, keepdim=True)
+        return inverse * self.threshold * self.particles > 1
+
+    def _predict(
+        self, reverse: ReverseChain, x: Tensor, t: int, context: Tensor | None
+    ) -> Prediction:
+        """The prediction at (x, t), in network calls of at most ``rows`` rows."""
+        if len(x) <= self.rows:
+            return predict(reverse, x, t, context)
+        parts = x.split(self.rows)
+        contexts = [None] * len(parts) if context is None else context.split(self.rows)
+        pairs = zip(parts, contexts, strict=True)
+        x0_hat, raw = zip(*(predict(reverse, part, t, own) for part, own in pairs), strict=True)
+        return Prediction(torch.cat(x0_hat), None if raw[0] is None else torch.cat(raw))
+
+
+def _take(x: Tensor, prediction: Prediction, ancestors: Tensor) -> tuple[Tensor, Prediction]:
+    """The rows of the ancestors; the network is not asked again."""
+    n, count = ancestors.shape
+    first = torch.arange(0, n * count, count, device=ancestors.device).unsqueeze(1)
+    rows = (first + ancestors).flatten()
+    x0_hat, raw = prediction
+    return x[rows], Prediction(x0_hat[rows], None if raw is None else raw[rows])

@@ -1,0 +1,111 @@
+r"""The bound from whole paths: the mean of log w over paths x_1:T ~ q(x_1:T | x_0).
+
+E[log w] is the same bound as the sum of the KL terms, at the same T network calls a path; on a good
+model log w varies far less, as what the noise adds to one term it takes from another.
+
+As a sum over many steps log w is nearly normal, and its mean has an interval from few paths.  Not
+so where one step decides: at the end of a cosine schedule λ jumps by 7, x̂_0 is the network's error
+over α_T ≈ 0, and a rare error of it there costs a hundred times what paths vary by.  A handful of
+paths without one cannot tell, so the standard error is NaN where the step over which λ jumps makes
+more than a quarter of the variance of log w, and for fewer than 8 paths over a jump.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyrodiff.chains import ReverseChain
+from pyrodiff.likelihood.estimator import Batch, Estimator
+from pyrodiff.likelihood.paths.weights import weights_and_summand
+from pyrodiff.likelihood.result import LogLikelihood
+from pyrodiff.likelihood.statistics import Summary, mean_of_draws
+
+__all__ = ["PathBound", "check_count", "summary", "weights_and_jump"]
+
+_BRIDGED = 3.0  # λ may fall by as much in a step, the signal-to-noise ratio to a twentieth
+_SHARE = 0.25  # of the variance of log w, which one step may make if it jumps further
+_FEWEST = 8  # paths, of which fewer do not tell that share
+JUMP = (
+    "Some standard errors are NaN: the step over which the log-SNR jumps makes over a quarter of "
+    "the variance of log w, and few paths do not tell how heavy its tail is."
+)
+FEW_PATHS = (
+    f"Standard errors are NaN: the log-SNR jumps, and fewer than {_FEWEST} paths do not tell "
+    "whether that step makes the variance of log w."
+)
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raise ValueError unless ``value`` is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"Expected {name} to be an integer >= {least}; got {value!r}.")
+
+
+def _jump(reverse: ReverseChain) -> int | None:
+    """The t of the step over which λ falls most, if by more than ``_BRIDGED``; else None."""
+    falls = -reverse.forward_chain.log_snr.diff()
+    if len(falls) == 0 or float(falls.max()) <= _BRIDGED:
+        return None
+    return int(falls.argmax()) + 2
+
+
+@dataclass(frozen=True)
+class PathBound(Estimator):
+    """A lower bound on log p_θ(x_0), unbiased for the ELBO, from ``paths`` · T network calls.
+
+    Args:
+        paths: P; the standard error, s/√P with s the spread of log w, is NaN for one path, and
+            where a jump of λ decides (above).
+
+    Raises:
+        ValueError: ``paths`` < 1.
+    """
+
+    paths: int = 2
+
+    def __post_init__(self) -> None:
+        check_count("paths", self.paths)
+
+    @property
+    def unbiased_weights(self) -> bool:
+        return self.paths == 1
+
+    def samples_per_batch(self, batch_size: int) -> int:
+        return max(1, batch_size // self.paths)
+
+    def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
+        log_w, jump = weights_and_jump(reverse, batch, self.paths)
+        value, std_error, freedom, remarks = summary(log_w, jump)
+        return LogLikelihood(
+            value,
+            std_error,
+            "lower bound",
+            torch.full(value.shape, self.paths * reverse.num_steps),
+            reverse.event_shape.numel(),
+            repr(self),
+            degrees_of_freedom=freedom,
+            log_weights=log_w,
+            remarks=remarks,
+        )
+
+
+def weights_and_jump(reverse: ReverseChain, batch: Batch, paths: int) -> tuple[Tensor, Tensor]:
+    """log w, and its summand at the jump of λ, or zeros: nats, float64 on the CPU, (n, paths)."""
+    t = _jump(reverse)
+    place = None if t is None else reverse.num_steps + 1 - t
+    return weights_and_summand(reverse, batch, paths, place)
+
+
+def summary(log_w: Tensor, jump: Tensor) -> Summary:
+    """The mean of log w, (n, paths), whose error is NaN where the jump makes its variance."""
+    found, count = mean_of_draws(log_w), log_w.shape[1]
+    unknown = jump.var(1, correction=0) > _SHARE * log_w.var(1, correction=0)
+    if 1 < count < _FEWEST:
+        unknown = (jump != 0).any(1)
+    if not bool(unknown.any()):
+        return found
+    remarks = JUMP if count >= _FEWEST else FEW_PATHS
+    return found._replace(
+        std_error=found.std_error.masked_fill(unknown, torch.nan), remarks=remarks
+    )

@@ -1,0 +1,415 @@
+r"""A pilot: what some network calls on *other* data say of the terms of the bound.
+
+At a few dozen steps t_j, spread over the chain as calls are without a pilot, it draws L_t several
+times for each of some samples.  In units of u_t = w_t/(1 + SNR_t), by which terms do not jump where
+λ does, it regresses them on the control variates c and the curves b of ``Controls``,
+
+    (L_t − k_t)/u_t ≈ β_t·b_t(x_0) + γ_t·c_t(x_0, ε)
+
+and keeps at each step what helps on samples held back (``regression``).  Coefficients are
+interpolated in λ; draws in the middle between two nodes say how far that goes.  As none of it has
+seen the samples to be scored nor their noise, any estimate that subtracts u γ·c (of mean zero) and
+u β·b (whose sum over t is known) has the same expectation as without.  Calls then go where the
+spread is that is left, and a fifth of them where they would go without a pilot.  The kurtosis that
+is left says what an error from few draws is worth.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyrodiff import serialization
+from pyrodiff.chains import ReverseChain
+from pyrodiff.likelihood.termwise.controls import Controls, Prepared, is_image
+from pyrodiff.likelihood.termwise.known import known_terms
+from pyrodiff.likelihood.termwise.moments import TYPICAL_KURTOSIS, relative_error
+from pyrodiff.likelihood.termwise.regression import Drawn, Regression, regress, scaled
+from pyrodiff.likelihood.termwise.strata import Allocation, Layout, apart, typical_density
+from pyrodiff.networks.modes import evaluation_mode
+from pyrodiff.objectives import unchecked_term
+from pyrodiff.streams import NoiseStreams, derived_seed
+
+__all__ = ["Pilot"]
+
+_NODES = 20  # steps that are fitted to, beside the ends and those that stand apart
+_NOISE = 2  # neither that of samples nor that of estimates
+_REPEATS = 4  # draws of the noise for each sample there
+_TRUST = 0.8  # the share of calls that goes where the pilot says
+_MISFIT = 0.25  # of a misfit over samples, what varies within a stratum
+_FLOOR = 1e-3  # of the mean spread: what a step is taken for at least
+
+
+def _nodes(density: Tensor, alone: Tensor) -> Tensor:
+    """Steps from 1 to T, even in the density's mass, with both sides of what stands apart."""
+    mass = density.cumsum(0) / density.sum()
+    places = (torch.arange(_NODES, dtype=torch.float64) + 0.5) / _NODES
+    even = torch.searchsorted(mass, places) + 1
+    special = alone.nonzero().flatten() + 1
+    steps = torch.cat([even, special - 1, special, special + 1, torch.tensor([len(density)])])
+    return steps.clamp(1, len(density)).unique()
+
+
+def _middles(nodes: Tensor, log_snr: Tensor) -> Tensor:
+    """Steps between the nodes, in the middle of λ, where there are any."""
+    ends = log_snr[nodes - 1]
+    between = torch.searchsorted(-log_snr, -0.5 * (ends[1:] + ends[:-1])) + 1
+    between = between.clamp(max=len(log_snr))
+    return between[~torch.isin(between, nodes)]
+
+
+def _sides(nodes: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+    """The places of the nodes on either side of each t = 1 … T; a node is on both of its own."""
+    every = torch.arange(1, num_steps + 1)
+    right = torch.searchsorted(nodes, every)
+    return torch.where(nodes[right] == every, right, right - 1), right
+
+
+def _interpolation(nodes: Tensor, log_snr: Tensor) -> Tensor:
+    """Weights over the nodes for each t = 1 … T, linear in λ, shape (T, J); nodes hold 1 and T."""
+    left, right = _sides(nodes, len(log_snr))
+    ends = log_snr[nodes - 1]
+    gap = ends[left] - ends[right]
+    share = torch.where(gap > 0, (ends[left] - log_snr) / gap.clamp(min=1e-12), 0.0)
+    weights = torch.zeros(len(log_snr), len(nodes), dtype=torch.float64)
+    weights.scatter_(1, left[:, None], 1 - share[:, None])
+    return weights.scatter_add_(1, right[:, None], share[:, None])
+
+
+def _learn(drawn: Drawn, nodes: Tensor, fitted: Tensor, log_snr: Tensor, affine: int) -> Regression:
+    """Coefficients at the nodes that are fitted to, and between them as far as they go."""
+    fit = torch.isin(nodes, fitted)
+    inner = Drawn(*(value[fit] for value in drawn))
+    at_nodes = regress(inner, affine, apart(log_snr)[fitted - 1])
+    if bool(fit.all()):
+        return at_nodes
+    weights = _interpolation(fitted, log_snr)[nodes[~fit] - 1]
+    outer = Drawn(*(value[~fit] for value in drawn))
+    between = scaled(outer, weights @ at_nodes.controls, weights @ at_nodes.curves)
+    parts = []
+    for one, other in zip(at_nodes, between, strict=True):
+        whole = one.new_empty(len(nodes), *one.shape[1:])
+        whole[fit], whole[~fit] = one, other
+        parts.append(whole)
+    return Regression(*parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Pilot:
+    """What was learned at steps t_j, j = 1 … J; made by ``Pilot.run``.
+
+    Args:
+        controls: the functions of (x_0, t, ε) that were regressed on.
+        nodes: t_j and the middles between them, increasing from 1 to T, shape (J,).
+        unit: u_t, nats, shape (T,).
+        density: where calls would go without the pilot, shape (T,).
+        baseline: β_j, shape (J, K + 1).
+        coefficients: γ_j, shape (J, F).
+        scale: the spread of L_t over the noise, in units of u_t, shape (J,).
+        spread: that which is left, on samples held back, shape (J,).
+        kurtosis: its excess kurtosis, shape (J,).
+        misfit: the spread over samples of what the baseline misses, shape (J,).
+        calls: network calls that were made.
+    """
+
+    controls: Controls
+    nodes: Tensor
+    unit: Tensor
+    density: Tensor
+    baseline: Tensor
+    coefficients: Tensor
+    scale: Tensor
+    spread: Tensor
+    kurtosis: Tensor
+    misfit: Tensor
+    calls: int
+
+    def __repr__(self) -> str:
+        return f"Pilot({self.calls} calls, {len(self.nodes)} of {self.num_steps} steps)"
+
+    @classmethod
+    @torch.no_grad()
+    def run(
+        cls,
+        reverse: ReverseChain,
+        x: Tensor,
+        *,
+        context: Tensor | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        calls: int = 20_000,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> "Pilot":
+        """Look at the terms of data that are not to be scored: the training set, say.
+
+        Args:
+            reverse: the model.
+            x: shape (N, *event_shape), N ≥ 2.
+            context: shape (N, …) or None.
+            seed: of the noise.
+            batch_size: rows per network call.
+            calls: network calls, at most (rows that the network is asked about).
+            progress: told the calls done and the calls in all.
+
+        Raises:
+            ValueError: too few data or calls, data that the model cannot explain.
+        """
+        reverse.check_data(x, context)
+        known = known_terms(reverse)
+        density, alone = typical_density(known.log_snr, known.unit), apart(known.log_snr)
+        fitted = _nodes(density, alone)
+        nodes = torch.cat([fitted, _middles(fitted, known.log_snr)]).sort().values
+        slots = calls // (len(nodes) * _REPEATS)
+        if len(x) < 2 or slots < 2:
+            least = 2 * len(nodes) * _REPEATS
+            raise ValueError(
+                f"Expected at least 2 samples and {least} calls for a pilot; "
+                f"got {len(x)} and {calls}."
+            )
+        controls = Controls.fit(x, known.log_snr)
+        sampler = _Sampler(reverse, controls, x, context, seed)
+        with evaluation_mode(reverse):
+            terms, *rest = sampler.draw(nodes, slots, batch_size, progress)
+        unit, constant = (v[nodes - 1, None, None] for v in (known.unit, known.constant))
+        drawn = Drawn((terms - constant) / unit, *rest)
+        learned = _learn(drawn, nodes, fitted, known.log_snr, controls.num_affine)
+        return cls(
+            controls,
+            nodes,
+            known.unit,
+            density,
+            baseline=learned.curves,
+            coefficients=learned.controls,
+            scale=drawn.terms.var(2).mean(1).sqrt(),
+            spread=learned.noise,
+            kurtosis=learned.kurtosis,
+            misfit=learned.misfit,
+            calls=len(nodes) * slots * _REPEATS,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return len(self.controls.log_snr)
+
+    @cached_property
+    def _alone(self) -> Tensor:
+        return apart(self.controls.log_snr)
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        return _interpolation(self.nodes, self.controls.log_snr)
+
+    def allocation(self, start: int) -> Allocation:
+        """Where network calls go from step ``start`` on; made once."""
+        if start not in self._allocations:
+            self._allocations[start] = Allocation(self._mixture(start), self._alone, start)
+        return self._allocations[start]
+
+    @cached_property
+    def _allocations(self) -> dict[int, Allocation]:
+        return {}
+
+    def _between(self, values: Tensor) -> Tensor:
+        """Values of what is left, (J,), at every t: the larger one of those on either side, (T,).
+
+        Coefficients that are interpolated leave more than at the steps that they were fitted to.
+        """
+        left, right = _sides(self.nodes, self.num_steps)
+        return values[left].maximum(values[right])
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """The spread of L_t over the noise that is left, nats, shape (T,)."""
+        return self.unit * self._between(self.spread)
+
+    @cached_property
+    def missed(self) -> Tensor:
+        """What a curve that misses a sample varies by within a stratum, nats, shape (T,)."""
+        return _MISFIT * self.unit * self._between(self.misfit)
+
+    def _mixture(self, start: int) -> Tensor:
+        """μ: in proportion to the spread that is left, and as without a pilot."""
+        spread = (self.noise.square() + self.missed.square()).sqrt()
+        drawn = spread[start - 1 :]
+        if len(drawn) == 0 or float(drawn.sum()) == 0:
+            return self.density
+        spread = spread + _FLOOR * drawn.mean()
+        shares = [v / v[start - 1 :].sum() for v in (spread, self.density)]
+        return _TRUST * shares[0] + (1 - _TRUST) * shares[1]
+
+    def knows_curves(self, start: int) -> bool:
+        """Whether the noise of an estimate is more than what its curves miss within strata."""
+        density = self.allocation(start).density[start - 1 :]
+        noise, missed = (v[start - 1 :].square() / density for v in (self.noise, self.missed))
+        return float(missed.sum()) <= float(noise.sum())
+
+    def tails(self, layout: Layout, start: int) -> tuple[Tensor, float]:
+        """Of a stratum's draws f y the excess kurtosis, (S,), and the degrees of freedom to expect.
+
+        With t ~ μ_t/μ(s), f = μ(s)/μ_t and D, κ the spread and excess kurtosis at t,
+
+            E (f y)² = Σ_t f D²,   E (f y)⁴ = Σ_t f³ D⁴ (κ + 3).
+        """
+        density = self.allocation(start).density.clamp(min=1e-300)
+        mass = layout.sums(density)
+        kurtosis = self._between(self.kurtosis).clamp(min=TYPICAL_KURTOSIS)
+        second = layout.sums(self.noise.square() / density) * mass
+        fourth = layout.sums(self.noise.pow(4) * (kurtosis + 3) / density.pow(3)) * mass.pow(3)
+        excess = torch.where(second > 0, fourth / second.square().clamp(min=1e-300) - 3, 0.0)
+        variance = second / layout.draws
+        errors = (variance.square() * relative_error(layout.draws, excess)).sum()
+        freedom = 2 * float(variance.sum().square() / errors) if float(errors) > 0 else math.inf
+        return excess, freedom
+
+    @cached_property
+    def gamma(self) -> Tensor:
+        """u_t γ_t: the controls' coefficients in nats at every t, shape (T, F)."""
+        return self.unit[:, None] * (self._weights @ self.coefficients)
+
+    @cached_property
+    def beta(self) -> Tensor:
+        """u_t β_t: the curves' coefficients in nats at every t, shape (T, K + 1)."""
+        return self.unit[:, None] * (self._weights @ self.baseline)
+
+    def baseline_at(self, prepared: Prepared) -> Tensor:
+        """b: what is expected of L_t − k_t at every t, nats, shape (n, T), float64."""
+        hats, expected = self.controls.curves(prepared)
+        return hats @ self.beta[:, :-1].mT + expected * self.beta[:, -1]
+
+    def check(self, reverse: ReverseChain) -> None:
+        """Raise ValueError unless the pilot was run on a chain of these steps and events."""
+        chain, size = reverse.forward_chain, reverse.event_shape.numel()
+        same = torch.equal(self.controls.log_snr, chain.log_snr.cpu())
+        image = len(self.controls.knots) > 1
+        if not same or len(self.controls.mean) != size or image != is_image(reverse.event_shape):
+            raise ValueError(
+                f"Expected a pilot of this model ({chain.num_steps} steps, events of shape "
+                f"{tuple(reverse.event_shape)}); got one of {self.num_steps} steps and "
+                f"{len(self.controls.mean)} dimensions, {'images' if image else 'no images'}"
+                f"{'' if same else ', with other log-SNRs'}."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the pilot as safetensors, atomically."""
+        tensors = {name: getattr(self, name) for name in _OWN}
+        tensors |= {name: getattr(self.controls, name) for name in _CONTROLS}
+        tensors["calls"] = torch.tensor(self.calls)
+        serialization.write_weights(Path(path), tensors)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Pilot":
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a pilot.
+        """
+        tensors = serialization.read_weights(Path(path))
+        missing = sorted({*_OWN, *_CONTROLS, "calls"} - tensors.keys())
+        if missing:
+            raise ValueError(f"Expected a pilot in {path}; got a file without {missing[0]!r}.")
+        _check_tensors(tensors, Path(path))
+        controls = Controls(*(tensors[name] for name in _CONTROLS))
+        own = {name: tensors[name] for name in _OWN}
+        pilot = cls(controls, calls=int(tensors["calls"]), **own)
+        sizes = pilot.baseline.shape[1] - 1, pilot.coefficients.shape[1]
+        if sizes != (controls.num_hats, controls.num_controls):
+            raise ValueError(
+                f"Expected {controls.num_hats} curves and {controls.num_controls} controls of the "
+                f"pilot in {path}; got coefficients of {sizes[0]} and {sizes[1]}."
+            )
+        return pilot
+
+
+_OWN = {
+    "nodes": "J",
+    "unit": "T",
+    "density": "T",
+    "baseline": "JK",
+    "coefficients": "JF",
+    "scale": "J",
+    "spread": "J",
+    "kurtosis": "J",
+    "misfit": "J",
+}
+_CONTROLS = {"log_snr": "T", "knots": "RH", "mean": "d", "eigenvalues": "r", "basis": "dr"}
+_SPREADS = ("unit", "density", "scale", "spread", "misfit", "eigenvalues")
+
+
+def _check_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Refuse a file whose tensors are no pilot's: axes of equal letters have equal sizes."""
+    sizes: dict[str, int] = {}
+    for name, axes in ({"calls": ""} | _OWN | _CONTROLS).items():
+        value = tensors[name]
+        same = value.dim() == len(axes) and all(
+            sizes.setdefault(axis, n) == n > 0 for axis, n in zip(axes, value.shape, strict=True)
+        )
+        whole = name in ("calls", "nodes")
+        if not same or value.dtype != (torch.int64 if whole else torch.float64):
+            raise ValueError(
+                f"Expected a pilot in {path}; got {name!r} of shape {tuple(value.shape)} and type "
+                f"{value.dtype}."
+            )
+        finite = value.isfinite() | (value.isnan() & (name == "knots"))
+        if not bool(finite.all()) or (name in _SPREADS and bool((value < 0).any())):
+            raise ValueError(f"Expected a pilot in {path}; got a {name} that is out of range.")
+    nodes, log_snr = tensors["nodes"], tensors["log_snr"]
+    ends = (int(nodes[0]), int(nodes[-1])) == (1, len(log_snr))
+    if not ends or not bool((nodes.diff() > 0).all()) or not bool((log_snr.diff() < 0).all()):
+        raise ValueError(
+            f"Expected steps of the pilot in {path} to grow from 1 to {len(log_snr)}, and log-SNRs "
+            "to fall; got others."
+        )
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    """Draws terms, controls and curves at the nodes."""
+
+    reverse: ReverseChain
+    controls: Controls
+    x: Tensor
+    context: Tensor | None
+    seed: int
+
+    def draw(
+        self,
+        nodes: Tensor,
+        slots: int,
+        batch_size: int,
+        progress: Callable[[int, int], object] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Terms (J, M, R), controls (J, M, R, F) and curves (J, M, K + 1); float64."""
+        total, repeats = len(nodes) * slots, _REPEATS
+        seed = derived_seed(self.seed, _NOISE)
+        terms = torch.empty(total, repeats, dtype=torch.float64)
+        controls = torch.empty(total, repeats, self.controls.num_controls, dtype=torch.float64)
+        curves = torch.empty(total, self.controls.num_hats + 1, dtype=torch.float64)
+        for start in range(0, total, batch_size):
+            some = torch.arange(start, min(start + batch_size, total))
+            rows, t = some % len(self.x), nodes[some // slots]
+            x_0 = self.reverse.forward_chain.carry(self.x[rows], exact=True)
+            context = None if self.context is None else self.context[rows]
+            streams = NoiseStreams(seed, some.tolist(), self.reverse.event_shape)
+            prepared = self.controls.prepare(x_0)
+            hats, expected = self.controls.curves(prepared)
+            curves[some] = torch.cat([hats, expected.gather(1, t[:, None] - 1)], 1)
+            noise = torch.stack([streams.normal(x_0) for _ in range(repeats)], 1)
+            for repeat in range(repeats):
+                term = unchecked_term(self.reverse, x_0, t, noise[:, repeat], context)
+                terms[some, repeat] = term.double().cpu()
+            every = t[:, None].expand(-1, repeats)
+            controls[some] = self.controls.noise(prepared, every, noise).double().cpu()
+            if progress is not None:
+                progress(repeats * (int(some[-1]) + 1), repeats * total)
+        shape = (len(nodes), slots)
+        return (
+            terms.reshape(*shape, repeats),
+            controls.reshape(*shape, repeats, -1),
+            curves.reshape(*shape, -1),
+        )
