@@ -1,20 +1,35 @@
 """Checks of plain values from outside, files above all, and how messages quote them.
 
-A value from a file may be of any type, size and depth.  A message quotes at most a line of it, and
-no value reaches a constructor before it is known to be of the type that the constructor's
-annotations name.
+Every message has the form "Expected …; got …".  A value from a file may be of any type, size and
+depth.  A message quotes at most a line of it, and no value reaches a constructor before it is known
+to be of the type that the constructor's annotations name.
 """
 
+import difflib
+import functools
 import inspect
 import math
 import numbers
+import operator
 import reprlib
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import UnionType
-from typing import Any, Literal, Union
+from typing import Any, Literal, TypeVar, Union
 
-__all__ = ["check_types", "conforms", "listed", "reason", "short"]
+__all__ = [
+    "check_choice",
+    "check_count",
+    "check_positive",
+    "check_types",
+    "conforms",
+    "listed",
+    "reason",
+    "renamed",
+    "short",
+]
+
+Class = TypeVar("Class", bound=type)
 
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxdict, _REPR.maxlist, _REPR.maxtuple = 2, 4, 6, 6
@@ -41,6 +56,56 @@ def reason(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     line = next(iter(str(error).splitlines()), "").strip() or type(error).__name__
     return line if len(line) <= _LINE else f"{line[: _LINE - 1]}…"
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raise ValueError unless ``value`` is an integer of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"Expected {name} to be an integer >= {least}; got {short(value)}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a finite number above 0."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"Expected {name} to be positive and finite; got {short(value)}.")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise ValueError unless ``value`` is one of the choices; the nearest one is proposed."""
+    names = tuple(choices)
+    if value in names:
+        return
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ValueError(f"Expected {name} to be one of {names}; got {short(value)}{hint}")
+
+
+def renamed(**names: str) -> Callable[[Class], Class]:
+    """Let a class take parameters by their former names, and keep those as attributes.
+
+    Args:
+        names: the present name of each former one: ``renamed(evaluations="calls")``.
+    """
+
+    def decorate(cls: Class) -> Class:
+        original = cls.__init__  # type: ignore[misc]
+
+        @functools.wraps(original)
+        def initialise(self: object, *args: object, **kwargs: object) -> None:
+            for former in names.keys() & kwargs.keys():
+                if names[former] in kwargs:
+                    raise TypeError(
+                        f"Expected {names[former]} once; got it as {former}, its former name, too."
+                    )
+                kwargs[names[former]] = kwargs.pop(former)
+            original(self, *args, **kwargs)
+
+        setattr(cls, "__init__", initialise)  # noqa: B010  (mypy refuses the plain form)
+        for former, present in names.items():
+            setattr(cls, former, property(operator.attrgetter(present)))
+        return cls
+
+    return decorate
 
 
 def conforms(value: object, hint: Any) -> bool:

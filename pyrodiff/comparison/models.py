@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
+from pyrodiff.checks import check_count
 from pyrodiff.comparison.comparing import check_request, compare
 from pyrodiff.comparison.summary import Comparison
 from pyrodiff.likelihood import Estimator
-from pyrodiff.likelihood.paths.elbo import check_count
 from pyrodiff.streams import derived_seed
 
 __all__ = ["compare_models", "repeat_seeds"]

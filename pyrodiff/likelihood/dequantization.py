@@ -36,8 +36,8 @@ from torch.nn.functional import logsigmoid
 from typing_extensions import Self
 
 from pyrodiff.chains import ReverseChain
+from pyrodiff.checks import check_count
 from pyrodiff.likelihood.estimator import Batch, Estimator
-from pyrodiff.likelihood.paths.elbo import check_count
 from pyrodiff.likelihood.result import Kind, LogLikelihood
 from pyrodiff.likelihood.statistics import log_mean_of_weights, mean_of_draws
 from pyrodiff.networks.modes import evaluation_mode

@@ -30,12 +30,12 @@ import torch
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
+from pyrodiff.checks import check_count
 from pyrodiff.denoisers import MeanDenoiser
 from pyrodiff.finite import failed_at
 from pyrodiff.kernels import Step, marginal_coefficients
 from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.flow.solver import solve
-from pyrodiff.likelihood.paths.elbo import check_count
 from pyrodiff.likelihood.paths.weights import last, path_rows, predict
 from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.likelihood.statistics import log_mean_of_weights, mean_of_draws

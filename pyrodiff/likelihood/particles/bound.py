@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
+from pyrodiff.checks import check_count
 from pyrodiff.denoisers import Prediction
 from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.particles.smc import ParticleFilter, Population, Proposal, eve_weights
 from pyrodiff.likelihood.particles.twists import DenoisedTwist, Twist
-from pyrodiff.likelihood.paths.elbo import check_count
 from pyrodiff.likelihood.paths.weights import Move, first, last, move, path_weights
 from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.likelihood.statistics import Summary, log_mean_exp, log_mean_of_weights

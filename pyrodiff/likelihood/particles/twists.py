@@ -26,8 +26,8 @@ from torch.nn.functional import logsigmoid
 from typing_extensions import Self
 
 from pyrodiff.chains import ReverseChain
+from pyrodiff.checks import check_count
 from pyrodiff.denoisers import Prediction
-from pyrodiff.likelihood.paths.elbo import check_count
 from pyrodiff.likelihood.paths.weights import predict
 from pyrodiff.networks.modes import evaluation_mode
 from pyrodiff.oracles import GaussianMixture

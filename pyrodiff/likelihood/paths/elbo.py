@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
+from pyrodiff.checks import check_count
 from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.paths.weights import weights_and_summand
 from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.likelihood.statistics import Summary, mean_of_draws
 
-__all__ = ["PathBound", "check_count", "summary", "weights_and_jump"]
+__all__ = ["PathBound", "summary", "weights_and_jump"]
 
 _BRIDGED = 3.0  # λ may fall by as much in a step, the signal-to-noise ratio to a twentieth
 _SHARE = 0.25  # of the variance of log w, which one step may make if it jumps further
@@ -34,12 +35,6 @@ FEW_PATHS = (
     f"Standard errors are NaN: the log-SNR jumps, and fewer than {_FEWEST} paths do not tell "
     "whether that step makes the variance of log w."
 )
-
-
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """Raise ValueError unless ``value`` is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"Expected {name} to be an integer >= {least}; got {value!r}.")
 
 
 def _jump(reverse: ReverseChain) -> int | None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from pyrodiff.chains import ReverseChain
+from pyrodiff.checks import check_count
 from pyrodiff.likelihood.estimator import Batch, Estimator
-from pyrodiff.likelihood.paths.elbo import check_count
 from pyrodiff.likelihood.paths.weights import path_weights
 from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.likelihood.statistics import (

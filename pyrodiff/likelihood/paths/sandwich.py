@@ -29,10 +29,10 @@ from torch import Tensor
 
 from pyrodiff import kernels
 from pyrodiff.chains import ReverseChain
+from pyrodiff.checks import check_count
 from pyrodiff.decoders import check_finite
 from pyrodiff.finite import NOTHING_FAILED, Failures, failed_at
 from pyrodiff.likelihood.estimator import Batch, noise_seed
-from pyrodiff.likelihood.paths.elbo import check_count
 from pyrodiff.likelihood.paths.weights import Move, path_weights
 from pyrodiff.likelihood.result import Kind, LogLikelihood, Mean, sample_checksums
 from pyrodiff.likelihood.statistics import Summary, log_mean_exp, log_mean_of_weights
