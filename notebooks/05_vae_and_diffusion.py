@@ -52,7 +52,7 @@ from pyrodiff.decoders import CategoricalDecoder, GaussianDecoder
 from pyrodiff.denoisers import DataDenoiser
 from pyrodiff.kernels import marginal_coefficients
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood, Pilot, TermwiseBound
-from pyrodiff.likelihood.paths.importance import log_mean_exp, weights_std_error
+from pyrodiff.likelihood.statistics import log_mean_exp, weights_std_error
 from pyrodiff.oracles import Gaussian, linear_bound, linear_log_prob
 from pyrodiff.plots.style import plain_ticks
 from pyrodiff.runs import build as recipes

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyrodiff import plots
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.paths.importance import log_mean_exp, weights_std_error
+from pyrodiff.likelihood.statistics import log_mean_exp, weights_std_error
 from pyrodiff.oracles import Gaussian
 from pyrodiff.plots.style import plus_minus, style
 from pyrodiff.schedules import CosineSchedule, LogSNRSchedule

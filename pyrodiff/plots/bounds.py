@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.paths.importance import log_mean_exp
-from pyrodiff.likelihood.result import FEWEST_WEIGHTS
+from pyrodiff.likelihood.estimates import FEWEST_WEIGHTS
+from pyrodiff.likelihood.statistics import log_mean_exp
 from pyrodiff.plots.style import named, new_axes, panels, plain_ticks, show_legend, style
 
 __all__ = ["Ladder", "bound_ladder", "ladder", "pareto_k"]
