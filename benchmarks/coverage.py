@@ -69,11 +69,19 @@ FEW = (
 class Draws(PathBound):
     """Weights of paths, and their summands at the jump of λ beside them, as ``log_weights``."""
 
-    def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
-        weights = torch.cat(weights_and_jump(reverse, batch, self.paths), 1)
+    def estimate_batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
+        weights = torch.cat(weights_and_jump(reverse, batch, self.particles), 1)
         value = weights.mean(1)
         calls = torch.zeros(len(value), dtype=torch.int64)
-        return LogLikelihood(value, value, "estimate", calls, 1, repr(self), log_weights=weights)
+        return LogLikelihood(
+            value=value,
+            std_error=value,
+            kind="estimate",
+            calls=calls,
+            dimensions=1,
+            estimator=repr(self),
+            log_weights=weights,
+        )
 
 
 def repeat(estimator: Estimator, case: Case, repeats: int) -> LogLikelihood:
@@ -176,7 +184,7 @@ def flows() -> Iterator[dict]:
         ):
             if name.endswith("scaled") and label[2] == 1:
                 continue  # in one dimension no divergence is random
-            estimator = ProbabilityFlow(draws=16, rtol=1e-3, atol=1e-3, **options)
+            estimator = ProbabilityFlow(particles=16, rtol=1e-3, atol=1e-3, **options)
             yield row(name, 16, case, repeat(estimator, case, 500), None)
 
 

@@ -43,7 +43,7 @@ def every_step_cost(case: Case, passes: int = 40, budget: int = 40_000) -> float
 
 
 def rows_of(case: Case, repeats: int) -> list[dict[str, object]]:
-    pilot = Pilot.run(case.reverse, case.other, calls=PILOT_CALLS, seed=7)
+    pilot = Pilot.fit(case.reverse, case.other, calls=PILOT_CALLS, seed=7)
     settings = [(budget, used) for budget in BUDGETS for used in (None, pilot)]
     results = [
         repeat(case, TermwiseBound(budget, pilot=used), repeats, seed=budget)

@@ -102,7 +102,7 @@ def estimators(case: Case) -> dict[str, Callable[[], Estimator]]:
     return {
         "TermwiseBound(), every t": TermwiseBound,
         "TermwiseBound(128)": lambda: TermwiseBound(128),
-        "TermwiseBound(128, pilot)": lambda: TermwiseBound(128, pilot=Pilot.run(reverse, train)),
+        "TermwiseBound(128, pilot)": lambda: TermwiseBound(128, pilot=Pilot.fit(reverse, train)),
         "PathBound(8)": lambda: PathBound(8),
         "ParticleBound(32, DenoisedTwist)": lambda: particle(DenoisedTwist()),
         "ParticleBound(32, DenoisedTwist.fit)": lambda: particle(

@@ -110,7 +110,7 @@ def restricted(reverse: ReverseChain, x: Tensor, curve: str, kind: str, calls: i
     original = pilot_module.Controls
     pilot_module.Controls = Fitted
     try:
-        pilot = Pilot.run(reverse, x, calls=calls)
+        pilot = Pilot.fit(reverse, x, calls=calls)
     finally:
         pilot_module.Controls = original
     if curve != "none":
@@ -190,7 +190,7 @@ def main() -> None:
     plain, error = plain_variance(reverse, x)
     passes = steps - first_step(reverse, x) + 1
     print(f"every t once: variance {plain:.3f} ± {error:.3f} nats², {passes} calls")
-    pilot = Pilot.run(reverse, data.train, calls=options.pilot)
+    pilot = Pilot.fit(reverse, data.train, calls=options.pilot)
     headings = ("to every t once: pilot, none", "to even strata: pilot, none", "pays from")
     table = Table("budget", "std error", "spread over seeds", *headings)
     rows = {}

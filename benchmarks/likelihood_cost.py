@@ -107,7 +107,7 @@ MODELS: dict[str, tuple[Callable[[int], Model], int]] = {
 def estimators(model: Model, num_steps: int) -> dict[str, tuple[Estimator, int]]:
     """Estimators, and how many samples of each fill the rows of a network call."""
     rows, calls = model.rows, min(128, 2 * num_steps)
-    pilot = Pilot.run(model.reverse, model.train, batch_size=rows, calls=6400)
+    pilot = Pilot.fit(model.reverse, model.train, batch_size=rows, calls=6400)
     return {
         "TermwiseBound": (TermwiseBound(calls), rows),
         "TermwiseBound, pilot": (TermwiseBound(calls, pilot=pilot), rows),

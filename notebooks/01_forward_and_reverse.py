@@ -397,7 +397,7 @@ plots.samples_scatter(paths[0], data=ring.sample(4000, seed=3)).figure
 test = ring.sample(500 if QUICK else 2000, seed=4)
 optimal = ReverseChain(NoiseDenoiser(ring.network()), forward, event_shape=(2,))
 truth = ring.log_prob(test)
-estimator, shortfall = TermwiseBound(evaluations=200), {}
+estimator, shortfall = TermwiseBound(calls=200), {}
 for name, one in {"trained": reverse, "optimal": optimal}.items():
     shortfall[name] = truth - estimator.estimate(one, test.float(), seed=0).value
 shortfall["trained − optimal"] = shortfall["trained"] - shortfall["optimal"]

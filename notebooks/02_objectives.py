@@ -255,7 +255,7 @@ models = {name: [trained(seed, *kind) for seed in SEEDS] for name, kind in KINDS
 
 # %%
 test = digits.test[:40] if QUICK else digits.test
-estimator = TermwiseBound(evaluations=32)
+estimator = TermwiseBound(calls=32)
 
 
 def score(reverse):

@@ -146,7 +146,7 @@ plots.terms(every).figure
 # model with the small variance.
 
 # %%
-pilot = Pilot.run(small, train, calls=20_000)
+pilot = Pilot.fit(small, train, calls=20_000)
 budgets = [16, 32, 64, 128, 256, 512]
 figure = Figure(figsize=(6.5, 3.6), layout="constrained")
 panel = figure.subplots()
@@ -154,7 +154,7 @@ looks = (("without pilot", None, "#0072B2", "o"), ("with pilot", pilot, "#D55E00
 for name, known, colour, mark in looks:
     errors = []
     for n in budgets:
-        result = TermwiseBound(evaluations=n, pilot=known).estimate(small, x, seed=0)
+        result = TermwiseBound(calls=n, pilot=known).estimate(small, x, seed=0)
         errors.append(float(result.std_error.square().mean().sqrt()))
     panel.loglog(budgets, errors, color=colour, marker=mark, label=name)
 panel.set_xticks(budgets, [str(n) for n in budgets])
@@ -186,9 +186,9 @@ def score(name, estimator, reverse=small, truth=exact["fixed small"], samples=x)
     return result
 
 
-termwise = score("termwise", TermwiseBound(evaluations=100))
-piloted = score("termwise, pilot", TermwiseBound(evaluations=100, pilot=pilot))
-paths = score("two paths", PathBound(paths=2))
+termwise = score("termwise", TermwiseBound(calls=100))
+piloted = score("termwise, pilot", TermwiseBound(calls=100, pilot=pilot))
+paths = score("two paths", PathBound(particles=2))
 pd.DataFrame(rows).set_index("estimator")
 
 # %% [markdown]
@@ -394,9 +394,9 @@ for _ in range(steps):
 # First the ELBO of the whole test set, on a budget, with a pilot on the training set:
 
 # %%
-pilot = Pilot.run(reverse, digits.train, calls=10_000)
+pilot = Pilot.fit(reverse, digits.train, calls=10_000)
 test = digits.test[:100] if QUICK else digits.test
-everything = TermwiseBound(evaluations=32, pilot=pilot).estimate(reverse, test, seed=0)
+everything = TermwiseBound(calls=32, pilot=pilot).estimate(reverse, test, seed=0)
 bits, between, monte_carlo = everything.bits_per_dim()
 print(f"{bits:.4f} bits/dim; ± {between:.4f} between samples, ± {monte_carlo:.4f} Monte Carlo")
 

@@ -271,10 +271,8 @@ measured = []
 for n in (25, 100) if QUICK else (25, 100, 400):
     for name, variance in variances_of(chains[n], smooth).items():
         reverse = model(chains[n], variance)
-        pilot = Pilot.run(reverse, train, calls=2000 if QUICK else 6000)
-        bound = TermwiseBound(evaluations=32 if QUICK else 64, pilot=pilot).estimate(
-            reverse, x, seed=0
-        )
+        pilot = Pilot.fit(reverse, train, calls=2000 if QUICK else 6000)
+        bound = TermwiseBound(calls=32 if QUICK else 64, pilot=pilot).estimate(reverse, x, seed=0)
         gap = product.log_prob(x) - bound.value
         measured.append((name, n, float(gap.mean()), float(gap.std() / len(gap) ** 0.5)))
 

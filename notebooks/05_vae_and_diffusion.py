@@ -478,8 +478,8 @@ for one in vaes:
         LogLikelihood(value.double(), error.double(), "lower bound", calls, 64, name)
     )
 for one in chains:
-    pilot = Pilot.run(one, digits.train, calls=10_000)
-    bound = TermwiseBound(evaluations=64, pilot=pilot)
+    pilot = Pilot.fit(one, digits.train, calls=10_000)
+    bound = TermwiseBound(calls=64, pilot=pilot)
     elbos["diffusion"].append(bound.estimate(one, test, seed=1))
 by_elbo = compare(elbos, common_noise=False)
 for name, model in by_elbo.models.items():
@@ -647,8 +647,8 @@ def with_layers(one, num_steps):
 
 
 def elbo_bits(one):
-    pilot = Pilot.run(one, digits.train, calls=4000)
-    result = TermwiseBound(evaluations=64, pilot=pilot).estimate(one, some, seed=3)
+    pilot = Pilot.fit(one, digits.train, calls=4000)
+    result = TermwiseBound(calls=64, pilot=pilot).estimate(one, some, seed=3)
     return -result.value / unit
 
 

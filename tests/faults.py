@@ -435,7 +435,7 @@ def _spare_time() -> None:
         return content.getvalue()
 
     pictures.png = runs.png = report_figures._png = blank
-    Pilot.run = functools.partial(Pilot.run, calls=64)
+    Pilot.fit = functools.partial(Pilot.fit, calls=64)
 
 
 def main() -> int:

@@ -116,7 +116,14 @@ def test_examples_in_docstrings_give_what_they_say(name: str) -> None:
 
 
 def test_there_are_examples() -> None:
-    public = {"chains", "data", "likelihood.termwise", "comparison.comparing", "schedules", "vae"}
+    public = {
+        "chains",
+        "data",
+        "likelihood.termwise.bound",
+        "comparison.comparing",
+        "schedules",
+        "vae",
+    }
     assert {f"pyrodiff.{name}" for name in public} <= set(EXAMPLES)
 
 

@@ -78,7 +78,7 @@ def test_values_are_the_estimators_own(run: Path, name: str) -> None:
     assert not (run / "evaluation").exists()
     digits = data.load("digits", context="label", seed=0)
     if name == "termwise":
-        assert result.estimator.startswith("TermwiseBound(evaluations=8")
+        assert result.estimator.startswith("TermwiseBound(calls=8")
         assert result.shared_calls > 0 and float(result.calls.max()) == 8
         return
     estimator = PathBound(3) if name == "path" else ImportanceBound(3)
@@ -119,7 +119,7 @@ def test_what_is_learned_is_never_learned_from_what_is_scored(
         asked.append((x, context))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyrodiff.likelihood.termwise.pilot.Pilot.run", ask)
+    monkeypatch.setattr("pyrodiff.likelihood.termwise.pilot.Pilot.fit", ask)
     folder = shutil.copytree(run, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         evaluate_split(folder, digits, EvaluationSettings(evaluations=8, split=split), quiet=True)
@@ -130,7 +130,7 @@ def test_what_is_learned_is_never_learned_from_what_is_scored(
 
 def test_existing_arguments_by_position(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = runs.evaluate(str(run), None, "validation", 8, 3, 64, True)
-    assert result.estimator.startswith("TermwiseBound(evaluations=8")
+    assert result.estimator.startswith("TermwiseBound(calls=8")
     assert (run / "terms.png").is_file()
     with pytest.raises(ValueError, match="Expected split to be one of"):
         runs.evaluate(str(run), split="tset")
@@ -149,7 +149,7 @@ def test_every_estimator_by_name(run: Path, name: str, capsys, monkeypatch) -> N
     assert kind in text
     said = {
         "termwise": "for all together",
-        "path": "PathBound(paths=2)",
+        "path": "PathBound(particles=2)",
         "importance": "effective number of particles: median",
         "particle": "looser than the importance bound for",
         "flow": "estimate of bits/dim",

@@ -126,7 +126,7 @@ def test_data_whose_squares_single_precision_does_not_hold_have_a_value() -> Non
 class Opaque(Estimator):
     """Values that are not finite, at steps that nobody knows."""
 
-    def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
+    def estimate_batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
         value = torch.tensor([1.0, math.inf, math.nan, -math.inf])
         return LogLikelihood(value, torch.ones(4), "estimate", torch.ones(4).long(), 2, "opaque")
 

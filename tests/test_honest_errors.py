@@ -193,7 +193,7 @@ def test_intervals_cover_where_the_terms_are_skewed(schedule: str, with_pilot: b
     Measured with 5000: 93.6 to 96.0 %.  With 93.5 % the test fails at 0.5 %, with 94 % at 4e-5.
     """
     reverse, x_0, other = chain(schedule, 1000, 1, "noise")
-    pilot = Pilot.run(reverse, other, calls=4000, seed=3) if with_pilot else None
+    pilot = Pilot.fit(reverse, other, calls=4000, seed=3) if with_pilot else None
     result = repeat(reverse, x_0, TermwiseBound(64, pilot=pilot), 4000)
     # the mean over repeats, whose error is 60 times less than theirs, stands for the bound
     covered, known = coverage(result, float(result.value.mean()))
@@ -235,7 +235,7 @@ def test_no_layout_loses_to_every_step_nor_a_pilot_to_none(
     Measured: at most 1.05, and 0.4 for a pilot.
     """
     reverse, x_0, other = chain(schedule, steps, size, kind)
-    pilot = Pilot.run(reverse, other, calls=4000, seed=3)
+    pilot = Pilot.fit(reverse, other, calls=4000, seed=3)
     none, with_pilot = (
         float(repeat(reverse, x_0, TermwiseBound(64, pilot=p), 400).value.var())
         for p in (None, pilot)
@@ -249,7 +249,7 @@ def test_no_layout_loses_to_every_step_nor_a_pilot_to_none(
 def test_terms_without_noise_are_summed_exactly(schedule: str, with_pilot: bool) -> None:
     """x̂_0 = 0: 64 of 1000 terms give the sum to 1e-5 of it, and the error says as little."""
     reverse, x_0, other = chain(schedule, 1000, 3, "zero")
-    pilot = Pilot.run(reverse, other, calls=4000) if with_pilot else None
+    pilot = Pilot.fit(reverse, other, calls=4000) if with_pilot else None
     exact = TermwiseBound().estimate(reverse, x_0).value
     result = repeat(reverse, x_0, TermwiseBound(64, pilot=pilot), 50)
     assert float((result.value - exact).abs().max()) < 1e-5 * float(exact.abs())
@@ -262,7 +262,7 @@ def test_pilot_of_an_exact_denoiser_does_not_spoil_the_end_of_a_cosine() -> None
     The 128 calls with a pilot vary 5 times less, at least, than those without.
     """
     reverse, x_0, other = chain("cosine", 1000, 2, "exact")
-    pilot = Pilot.run(reverse, other, calls=4000, seed=1)
+    pilot = Pilot.fit(reverse, other, calls=4000, seed=1)
     none, with_pilot = (
         repeat(reverse, x_0, TermwiseBound(128, pilot=p), 300).value.std() for p in (None, pilot)
     )
@@ -271,7 +271,7 @@ def test_pilot_of_an_exact_denoiser_does_not_spoil_the_end_of_a_cosine() -> None
 
 def test_controls_work_where_their_tables_are() -> None:
     """Tables are made once for each dtype and device, and steps index them there."""
-    pilot = Pilot.run(*chain("cosine", 20, 2, "exact")[::2], calls=2000)
+    pilot = Pilot.fit(*chain("cosine", 20, 2, "exact")[::2], calls=2000)
     x_0 = mixture(2).sample(4, seed=5)
     prepared = pilot.controls.prepare(x_0)
     noise = torch.randn(4, 3, 2, dtype=F64)

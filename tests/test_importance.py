@@ -393,7 +393,7 @@ def test_rows_are_at_most_the_batch_size() -> None:
 
 @pytest.mark.parametrize("count", [0, -1, True])
 def test_counts_are_checked(count: int) -> None:
-    with pytest.raises(ValueError, match=f"Expected paths to be an integer >= 1; got {count}"):
+    with pytest.raises(ValueError, match=f"Expected particles to be an integer >= 1; got {count}"):
         PathBound(count)
     with pytest.raises(ValueError, match=f"Expected particles to be an integer >= 1; got {count}"):
         ImportanceBound(count)

@@ -32,7 +32,7 @@ CALLS: dict[str, Callable[[ReverseChain], object]] = {
     "path": lambda reverse: PathBound(1).estimate(reverse, X_0),
     "flow": lambda reverse: ProbabilityFlow("scaled").estimate(reverse, X_0),
     "sandwich": lambda reverse: SandwichBound(2).estimate(reverse, 3),
-    "pilot": lambda reverse: Pilot.run(reverse, X_0, calls=500),
+    "pilot": lambda reverse: Pilot.fit(reverse, X_0, calls=500),
     "twist": lambda reverse: DenoisedTwist.fit(reverse, X_0),
     "dequantizer": lambda reverse: (
         VariationalDequantizer((2,), 0.1, width=4).double().fit(reverse, X_0, 2)

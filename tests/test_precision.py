@@ -52,7 +52,7 @@ narrow = pytest.mark.parametrize("dtype", [F16, BF16, F32], ids=str)
 ESTIMATORS: dict[str, Callable[[ReverseChain, Tensor], Estimator]] = {
     "termwise": lambda reverse, x: TermwiseBound(20),
     "every t": lambda reverse, x: TermwiseBound(),
-    "piloted": lambda reverse, x: TermwiseBound(20, pilot=Pilot.run(reverse, x, calls=500)),
+    "piloted": lambda reverse, x: TermwiseBound(20, pilot=Pilot.fit(reverse, x, calls=500)),
     "path": lambda reverse, x: PathBound(2),
     "importance": lambda reverse, x: ImportanceBound(4),
     "particle": lambda reverse, x: ParticleBound(4, threshold=1.0, compare=False),

@@ -194,7 +194,7 @@ def test_scaled_value_is_the_exact_log_p(law: str, prediction: str) -> None:
 def test_what_is_certain_is_solved_once() -> None:
     x_0 = gaussian().sample(3, seed=1)
     found = [
-        ProbabilityFlow("scaled", draws=draws).estimate(exact_chain(gaussian()), x_0)
+        ProbabilityFlow("scaled", particles=draws).estimate(exact_chain(gaussian()), x_0)
         for draws in (1, 5)
     ]
     assert torch.equal(found[0].calls, found[1].calls)
@@ -233,7 +233,7 @@ def test_variational_value_is_the_exact_log_p() -> None:
     oracle = mixture(2)
     x_0 = oracle.sample(24, seed=1)
     reverse = exact_chain(oracle, schedule=LogSNRSchedule(8.0, -36.0))
-    found = ProbabilityFlow(draws=16, rtol=1e-6, atol=1e-6).estimate(reverse, x_0)
+    found = ProbabilityFlow(particles=16, rtol=1e-6, atol=1e-6).estimate(reverse, x_0)
     difference = found.value - oracle.log_prob(x_0)
     error = found.mean().monte_carlo
     assert -4 * error - 2e-4 < float(difference.mean()) < 4 * error + 1e-5
@@ -250,7 +250,7 @@ def test_random_divergence_has_the_exact_mean() -> None:
     torch.manual_seed(3)
     reverse, x_0 = mlp_chain(4), torch.randn(3, 4, dtype=F64)
     exact = ProbabilityFlow("scaled").estimate(reverse, x_0).value
-    found = ProbabilityFlow("scaled", draws=300, exact_up_to=3).estimate(reverse, x_0)
+    found = ProbabilityFlow("scaled", particles=300, exact_up_to=3).estimate(reverse, x_0)
     assert bool((found.std_error > 1e-4).all()) and bool((found.std_error < 0.1).all())
     assert bool(((found.value - exact).abs() < 4 * found.std_error).all())
     assert found.degrees_of_freedom is not None and 200 < found.degrees_of_freedom[0] <= 299
@@ -289,11 +289,13 @@ def test_probabilities_sum_to_one(decoder: Decoder) -> None:
     """
     reverse = mlp_chain(1, decoder, maximum=1.0, clip=(-1.0, 1.0))
     levels = torch.linspace(-1, 1, 4, dtype=F64)[:, None]
-    found = ProbabilityFlow(draws=300, importance=True).estimate(reverse, levels, batch_size=1200)
+    found = ProbabilityFlow(particles=300, importance=True).estimate(
+        reverse, levels, batch_size=1200
+    )
     mass = found.value.exp()
     error = float((mass * found.std_error).square().sum().sqrt())
     assert error < 0.05 and abs(float(mass.sum()) - 1) < 4 * error
-    bound = ProbabilityFlow(draws=300).estimate(reverse, levels, batch_size=1200)
+    bound = ProbabilityFlow(particles=300).estimate(reverse, levels, batch_size=1200)
     assert found.log_weights is not None and bound.log_weights is not None
     assert torch.equal(bound.log_weights, found.log_weights)
     assert bool((bound.value <= found.value).all())
@@ -334,13 +336,13 @@ def test_hard_batch_mate_changes_nothing() -> None:
 
 def test_draws_and_seed_decide_and_global_generator_does_not() -> None:
     reverse, x_0 = mlp_chain(), torch.randn(4, 2, dtype=F64)
-    one = ProbabilityFlow(draws=1).estimate(reverse, x_0, seed=1)
+    one = ProbabilityFlow(particles=1).estimate(reverse, x_0, seed=1)
     assert bool(one.std_error.isnan().all())
     torch.manual_seed(99)
-    three = ProbabilityFlow(draws=3).estimate(reverse, x_0, seed=1)
+    three = ProbabilityFlow(particles=3).estimate(reverse, x_0, seed=1)
     assert three.log_weights is not None
     torch.testing.assert_close(three.log_weights[:, 0], one.value, rtol=1e-10, atol=1e-10)
-    other = ProbabilityFlow(draws=1).estimate(reverse, x_0, seed=2)
+    other = ProbabilityFlow(particles=1).estimate(reverse, x_0, seed=2)
     assert not bool((other.value == one.value).any())
 
 
@@ -399,7 +401,7 @@ def test_calls_are_counted_and_no_batch_is_larger_than_asked(exact_up_to: int) -
     network = Counted(flat.denoiser.network)
     forward = ForwardChain(LogSNRSchedule(8.0, -6.0), 10)
     square = ReverseChain(VelocityDenoiser(network), forward, (1, 2, 2))
-    flow = ProbabilityFlow(draws=3, exact_up_to=exact_up_to, rtol=1e-3, atol=1e-3)
+    flow = ProbabilityFlow(particles=3, exact_up_to=exact_up_to, rtol=1e-3, atol=1e-3)
     found = flow.estimate(square, x_0.reshape(3, 1, 2, 2), batch_size=2)
     assert int(found.calls.sum()) == network.rows and network.largest == 2
     expected = flow.estimate(flat, x_0)
@@ -433,7 +435,7 @@ def test_chain_of_one_step_has_nothing_to_integrate() -> None:
     ("options", "message"),
     [
         ({"offset": "none"}, r"Expected offset to be one of \('variational', 'scaled'\); got 'no"),
-        ({"draws": 0}, "Expected draws to be an integer >= 1; got 0"),
+        ({"particles": 0}, "Expected particles to be an integer >= 1; got 0"),
         ({"exact_up_to": -1}, "Expected exact_up_to to be an integer >= 0; got -1"),
         ({"max_steps": 0}, "Expected max_steps to be an integer >= 1; got 0"),
         ({"rtol": 0.0}, r"Expected rtol to be positive and finite; got 0\.0"),

@@ -370,7 +370,7 @@ def test_pilots_that_do_not_fit_themselves(
     tmp_path: Path, name: str, change: Callable[[Tensor], Tensor], message: str
 ) -> None:
     x, path = torch.randn(16, 2), tmp_path / "pilot.safetensors"
-    Pilot.run(chain(), x, calls=1000).save(path)
+    Pilot.fit(chain(), x, calls=1000).save(path)
     result = TermwiseBound(4, pilot=Pilot.load(path)).estimate(chain(), x[:1], seed=0)
     assert bool(result.value.isfinite())
     tensors = serialization.read_weights(path)

@@ -74,7 +74,7 @@ def affine_chain(steps: int = STEPS, size: int = 3, factor: float = 0.5) -> Reve
 
 @cache
 def pilot_of(steps: int = STEPS, size: int = 3, factor: float = 0.5, calls: int = 8000) -> Pilot:
-    return Pilot.run(affine_chain(steps, size, factor), law(size)[0], calls=calls, seed=5)
+    return Pilot.fit(affine_chain(steps, size, factor), law(size)[0], calls=calls, seed=5)
 
 
 def repeats(x: Tensor, copies: int = COPIES) -> Tensor:
@@ -255,7 +255,7 @@ def test_no_fewer_calls_than_the_first_stage() -> None:
 
     reverse = ReverseChain(DataDenoiser(Zero()), ForwardChain(SCHEDULE, STEPS), (3,))
     x_0 = law(3)[0]
-    pilot = Pilot.run(reverse, x_0, calls=4000)
+    pilot = Pilot.fit(reverse, x_0, calls=4000)
     found = TermwiseBound(std_error=0.1, pilot=pilot).estimate(reverse, x_0[:5])
     assert found.calls.tolist() == [64] * 5 and float(found.std_error.max()) < 0.1
     # terms have no noise here: the value is the bound
@@ -575,7 +575,7 @@ def test_pilot_of_another_model_is_refused() -> None:
     other = ReverseChain(affine_chain().denoiser, forward, (3,))
     with pytest.raises(ValueError, match="3 dimensions, no images, with other log-SNRs"):
         bound.estimate(other, x_0)
-    wide = Pilot.run(affine_chain(size=9), law(9)[0][:50], calls=2000)
+    wide = Pilot.fit(affine_chain(size=9), law(9)[0][:50], calls=2000)
     image = ReverseChain(affine_chain(size=9).denoiser, affine_chain().forward_chain, (1, 3, 3))
     with pytest.raises(ValueError, match=r"shape \(1, 3, 3\)\); got .* 9 dimensions, no images"):
         TermwiseBound(8, pilot=wide).estimate(image, torch.zeros(2, 1, 3, 3, dtype=F64))
@@ -588,16 +588,16 @@ def test_pilot_needs_data_and_calls() -> None:
         with pytest.raises(
             ValueError, match=f"at least 2 samples and {least} calls.*got {len(data)} and {calls}"
         ):
-            Pilot.run(reverse, data, calls=calls)
-    assert Pilot.run(reverse, x[:2], calls=least).calls == least
+            Pilot.fit(reverse, data, calls=calls)
+    assert Pilot.fit(reverse, x[:2], calls=least).calls == least
     with pytest.raises(ValueError, match=r"Expected data of shape \(N, 3\)"):
-        Pilot.run(reverse, x[:, :2])
+        Pilot.fit(reverse, x[:, :2])
 
 
 def test_pilot_counts_its_calls_and_keeps_to_batches() -> None:
     reverse, told = affine_chain(), []
     reverse.train()
-    pilot = Pilot.run(
+    pilot = Pilot.fit(
         reverse,
         law(3)[0],
         calls=1000,
@@ -613,10 +613,10 @@ def test_pilot_counts_its_calls_and_keeps_to_batches() -> None:
 
 def test_pilot_depends_on_its_seed_and_not_on_batches() -> None:
     reverse, x = affine_chain(), law(3)[0]
-    first = Pilot.run(reverse, x, calls=2000, seed=1)
+    first = Pilot.fit(reverse, x, calls=2000, seed=1)
     torch.manual_seed(9)
-    again, split = (Pilot.run(reverse, x, calls=2000, seed=1, batch_size=b) for b in (256, 37))
-    other = Pilot.run(reverse, x, calls=2000, seed=2)
+    again, split = (Pilot.fit(reverse, x, calls=2000, seed=1, batch_size=b) for b in (256, 37))
+    other = Pilot.fit(reverse, x, calls=2000, seed=2)
     for name in ("scale", "baseline", "coefficients", "spread", "misfit"):
         assert torch.equal(getattr(first, name), getattr(again, name))
         torch.testing.assert_close(getattr(first, name), getattr(split, name), rtol=1e-6, atol=1e-8)
@@ -653,7 +653,7 @@ def test_pilot_and_estimates_draw_unrelated_noise() -> None:
         x_t, time = (torch.cat([pair[k] for pair in inputs]) for k in (0, 1))
         return x_t / marginal_coefficients(time.flatten())[1][:, None]
 
-    pilot = drawn(lambda reverse, x: Pilot.run(reverse, x, calls=1500, seed=0))
+    pilot = drawn(lambda reverse, x: Pilot.fit(reverse, x, calls=1500, seed=0))
     plain, same, wider = (
         drawn(lambda reverse, x, n=n: TermwiseBound(n).estimate(reverse, x, seed=0))
         for n in (32, 32, 40)
@@ -672,7 +672,7 @@ def test_pilot_and_estimates_draw_unrelated_noise() -> None:
 @cache
 def mlp_pilot() -> Pilot:
     x = torch.randn(100, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
-    return Pilot.run(mlp_chain(), x, calls=2000)
+    return Pilot.fit(mlp_chain(), x, calls=2000)
 
 
 OPTIONS = {
@@ -741,7 +741,7 @@ def test_dropout_is_off_and_the_mode_comes_back() -> None:
 def test_context_goes_with_its_sample(options: dict[str, float]) -> None:
     reverse = mlp_chain(context_size=3)
     x_0, context = torch.randn(9, 2, dtype=F64), torch.randn(9, 3, dtype=F64)
-    pilot = Pilot.run(reverse, x_0, context=context, calls=1000)
+    pilot = Pilot.fit(reverse, x_0, context=context, calls=1000)
     bound = TermwiseBound(**options, pilot=pilot)
     whole = bound.estimate(reverse, x_0, context=context).value
     parts = bound.estimate(reverse, x_0, context=context, batch_size=4).value
@@ -780,7 +780,7 @@ def test_images_with_a_pilot() -> None:
             return 0.5 * x_t.tanh() + 0.2 * x_t.roll(1, 3)
 
     reverse = ReverseChain(DataDenoiser(Blur()), ForwardChain(SCHEDULE, STEPS), (2, 4, 5))
-    pilot = Pilot.run(reverse, images()[100:], calls=6000)
+    pilot = Pilot.fit(reverse, images()[100:], calls=6000)
     x_0 = repeats(images(), 1000)
     found = TermwiseBound(32, pilot=pilot).estimate(reverse, x_0, batch_size=1000).value
     plain = TermwiseBound().estimate(reverse, x_0, batch_size=1000).value
@@ -805,7 +805,7 @@ LEVELS = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [1.0, -1.0], [0.0, 0.0]], dtype=
 def test_known_reconstruction_is_exact_and_the_bound_unbiased(with_pilot: bool) -> None:
     """Against whole paths, which draw x_1: within 4 SE of both."""
     reverse, x_0 = discrete_chain(STEPS), repeats(LEVELS)
-    pilot = Pilot.run(reverse, LEVELS, calls=4000) if with_pilot else None
+    pilot = Pilot.fit(reverse, LEVELS, calls=4000) if with_pilot else None
     step = reverse.forward_chain.step(1, x_0, 1)
     exact = reverse.decoder.expected_log_prob(LEVELS[:1], step).sum()
     paths = PathBound(1).estimate(reverse, x_0, batch_size=COPIES).value
@@ -826,7 +826,7 @@ def test_one_step_with_a_known_reconstruction_is_exact(
     options: dict[str, float], with_pilot: bool
 ) -> None:
     reverse = discrete_chain(1)
-    pilot = Pilot.run(reverse, LEVELS, calls=500) if with_pilot else None
+    pilot = Pilot.fit(reverse, LEVELS, calls=500) if with_pilot else None
     found = TermwiseBound(**options, pilot=pilot).estimate(reverse, LEVELS)
     step = reverse.forward_chain.step(1, LEVELS, 1)
     exact = reverse.decoder.expected_log_prob(LEVELS, step).sum(1)

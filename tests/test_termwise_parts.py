@@ -248,7 +248,7 @@ def test_a_pilot_that_saw_heavy_tails_gives_no_intervals() -> None:
     x = normal(300, 2)
     network = GaussianMixture(torch.ones(1, dtype=F64), x[:1] * 0, 1.0).network("data")
     reverse = ReverseChain(DataDenoiser(network), forward, (2,))
-    pilot = Pilot.run(reverse, x, calls=4000)
+    pilot = Pilot.fit(reverse, x, calls=4000)
     light = TermwiseBound(64, pilot=pilot).estimate(reverse, x[:20])
     heavy = replace(pilot, kurtosis=torch.full_like(pilot.kurtosis, 1000.0))
     result = TermwiseBound(64, pilot=heavy).estimate(reverse, x[:20])
@@ -358,7 +358,7 @@ def pilot() -> Pilot:
     x = normal(300, 2)
     law = GaussianMixture(torch.ones(1, dtype=F64), x[:1] * 0, 1.0)
     reverse = ReverseChain(DataDenoiser(law.network("data")), forward, (2,))
-    return Pilot.run(reverse, x, calls=6000)
+    return Pilot.fit(reverse, x, calls=6000)
 
 
 def with_spread(node: int, **others: Tensor) -> Pilot:

@@ -14,7 +14,7 @@ from pyrodiff.likelihood.dequantization import (
     UniformDequantizer,
     VariationalDequantizer,
 )
-from pyrodiff.likelihood.estimator import Estimator
+from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.flow.density import ProbabilityFlow
 from pyrodiff.likelihood.particles.bound import ParticleBound
 from pyrodiff.likelihood.particles.twists import DenoisedTwist, MarginalTwist, NoTwist
@@ -26,6 +26,7 @@ from pyrodiff.likelihood.termwise.bound import TermwiseBound
 from pyrodiff.likelihood.termwise.pilot import Pilot
 
 __all__ = [
+    "Batch",
     "DenoisedTwist",
     "Dequantized",
     "Estimator",

@@ -27,7 +27,7 @@ Bins are closed: mass beyond the outermost ones belongs to no value, and Σ_v P(
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -36,7 +36,7 @@ from torch.nn.functional import logsigmoid
 from typing_extensions import Self
 
 from pyrodiff.chains import ReverseChain
-from pyrodiff.checks import check_count
+from pyrodiff.checks import check_count, check_positive
 from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.result import Kind, LogLikelihood
 from pyrodiff.likelihood.statistics import log_mean_of_weights, mean_of_draws
@@ -78,11 +78,6 @@ def _log_logistic(y: Tensor) -> Tensor:
     return logsigmoid(y) + logsigmoid(-y)
 
 
-def _check_width(bin_width: float) -> None:
-    if not (bin_width > 0 and math.isfinite(bin_width)):
-        raise ValueError(f"Expected bin_width to be positive and finite; got {bin_width!r}.")
-
-
 @dataclass(frozen=True)
 class UniformDequantizer(Dequantizer):
     """u uniform: the bound is tight where the density is constant over each bin.
@@ -97,7 +92,7 @@ class UniformDequantizer(Dequantizer):
     bin_width: float
 
     def __post_init__(self) -> None:
-        _check_width(self.bin_width)
+        check_positive("bin_width", self.bin_width)
 
     def place(self, v: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         return torch.special.ndtr(noise.double()).to(v), v.new_zeros(len(v))
@@ -126,7 +121,7 @@ class VariationalDequantizer(Dequantizer, nn.Module):
         width: int = 64,
     ):
         super().__init__()
-        _check_width(bin_width)
+        check_positive("bin_width", bin_width)
         self.event_shape, self.bin_width = torch.Size(event_shape), bin_width
         self.network = _perceptron(self.event_shape, width) if network is None else network
 
@@ -263,7 +258,7 @@ class Dequantized(Estimator):
         if self.importance and not self.estimator.unbiased_weights:
             raise ValueError(
                 "Expected an estimator whose exponential is unbiased for the density, as that of "
-                "ImportanceBound or of PathBound(paths=1), for importance weights; got "
+                "ImportanceBound or of PathBound(particles=1), for importance weights; got "
                 f"{self.estimator!r}."
             )
 
@@ -271,33 +266,27 @@ class Dequantized(Estimator):
     def unbiased_weights(self) -> bool:
         return self.importance
 
-    def _check(self, reverse: ReverseChain) -> None:
+    def check(self, reverse: ReverseChain) -> None:
         _check_decoder(reverse)
 
     def samples_per_batch(self, batch_size: int) -> int:
         return self.estimator.samples_per_batch(batch_size)
 
-    def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
-        parts, log_w = [], []
+    def estimate_batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
+        inner, log_ratios = [], []
         for draw in range(self.draws):
-            inner, log_density = self._one(reverse, batch, draw)
-            parts.append(inner)
-            log_w.append(inner.value - log_density)
-        weights = torch.stack(log_w, 1)
-        average = log_mean_of_weights if self.importance else mean_of_draws
-        value, std_error, freedom, remarks = average(weights)
-        return LogLikelihood(
-            value,
-            std_error,
-            self._kind(parts[0].kind),
-            torch.stack([part.calls for part in parts]).sum(0),
-            reverse.event_shape.numel(),
-            repr(self),
-            degrees_of_freedom=freedom,
-            log_weights=weights if self.importance else None,
-            shared_calls=parts[0].shared_calls,
-            remarks=remarks,
+            result, log_density = self._one(reverse, batch, draw)
+            inner.append(result)
+            log_ratios.append(result.value - log_density)
+        log_w = torch.stack(log_ratios, 1)
+        result = self.result(
+            reverse,
+            log_mean_of_weights(log_w) if self.importance else mean_of_draws(log_w),
+            kind=self._kind(inner[0].kind),
+            calls=torch.stack([each.calls for each in inner]).sum(0),
+            log_weights=log_w if self.importance else None,
         )
+        return replace(result, shared_calls=inner[0].shared_calls)
 
     def _one(self, reverse: ReverseChain, batch: Batch, draw: int) -> tuple[LogLikelihood, Tensor]:
         """The inner result at x ~ q(x|v), and log q(x|v) on the CPU."""

@@ -22,12 +22,12 @@ from torch import Tensor
 
 import pyrodiff
 from pyrodiff import serialization
-from pyrodiff.runs.batches import Batches, checksum, seal
 from pyrodiff.chains import ReverseChain
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import Estimator, LogLikelihood
-from pyrodiff.runs.terminal import Counter
+from pyrodiff.runs.batches import Batches, checksum, seal
 from pyrodiff.runs.settings import EvaluationSettings
+from pyrodiff.runs.terminal import Counter
 from pyrodiff.runs.workers import share
 
 __all__ = ["evaluate_split", "identity", "load_model", "make_estimator"]
@@ -54,7 +54,7 @@ def make_estimator(settings: EvaluationSettings, learned: Any = None) -> Estimat
     if settings.estimator == "path":
         from pyrodiff.likelihood.paths.elbo import PathBound
 
-        return PathBound(**_given(paths=settings.particles))
+        return PathBound(**_given(particles=settings.particles))
     if settings.estimator == "importance":
         from pyrodiff.likelihood.paths.importance import ImportanceBound
 
@@ -65,7 +65,7 @@ def make_estimator(settings: EvaluationSettings, learned: Any = None) -> Estimat
         return ParticleBound(**_given(particles=settings.particles, twist=learned))
     from pyrodiff.likelihood.flow.density import ProbabilityFlow
 
-    return ProbabilityFlow(**_given(draws=settings.particles))
+    return ProbabilityFlow(**_given(particles=settings.particles))
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _learned(
     path = parts.folder / "pilot.safetensors"
     with contextlib.suppress(FileNotFoundError, ValueError):
         return Pilot.load(path)
-    pilot = Pilot.run(
+    pilot = Pilot.fit(
         load_model(folder),
         x,
         context=context,

@@ -241,7 +241,7 @@ _CHANGE_MODEL = _one({".yaml": mutations.yaml_file, ".safetensors": mutations.sa
 def _pilot() -> tuple[Pilot, torch.Tensor]:
     torch.manual_seed(0)
     x = torch.randn(64, 2)
-    return Pilot.run(_model(), x, calls=2000), x
+    return Pilot.fit(_model(), x, calls=2000), x
 
 
 def _pilots() -> list[Files]:

@@ -23,14 +23,14 @@ for a whole path, so that the slope is a smooth function of λ.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
-from pyrodiff.checks import check_count
+from pyrodiff.checks import check_choice, check_count, check_positive, renamed
 from pyrodiff.denoisers import MeanDenoiser
 from pyrodiff.finite import failed_at
 from pyrodiff.kernels import Step, marginal_coefficients
@@ -143,6 +143,7 @@ def _signs(noise: Tensor) -> Tensor:
     return torch.where(noise < 0, -1.0, 1.0).to(noise)
 
 
+@renamed(draws="particles")
 @dataclass(frozen=True)
 class ProbabilityFlow(Estimator):
     """log p of the model's ODE, an estimate; steps are as many as each sample's path needs.
@@ -152,13 +153,13 @@ class ProbabilityFlow(Estimator):
 
     Args:
         offset: ``"variational"``, or ``"scaled"`` for continuous data (formulas above).
-        draws: solves of a sample, each from an x_1 and a v of its own; the standard error is
+        particles: solves of a sample, each from an x_1 and a v of its own; the standard error is
             their spread, NaN for one.  Where nothing is random, scaled with the exact
             divergence, there is one solve, with error 0 (the solver's is not counted).
-        importance: the log of the draws' mean, not the mean of their logs: tighter, and its
+        importance: the log of the solves' mean, not the mean of their logs: tighter, and its
             exponential is unbiased; needs the variational offset and the exact divergence.  A
             model with much of its x_1 off q(x_1 | x_0) of any data has weights too heavy for it:
-            their standard error is NaN then, as for fewer than 8 draws.
+            their standard error is NaN then, as for fewer than 8 solves.
         exact_up_to: dimensions up to which the divergence is exact.
         rtol, atol: the solver's tolerances for a step, of x and of log p in nats; the error of
             the value is some ten to a hundred times larger.
@@ -171,7 +172,7 @@ class ProbabilityFlow(Estimator):
     """
 
     offset: str = "variational"
-    draws: int = 2
+    particles: int = 2
     importance: bool = False
     exact_up_to: int = 16
     rtol: float = 1e-5
@@ -179,19 +180,16 @@ class ProbabilityFlow(Estimator):
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
-        if self.offset not in _OFFSETS:
-            raise ValueError(f"Expected offset to be one of {_OFFSETS}; got {self.offset!r}.")
-        check_count("draws", self.draws)
+        check_choice("offset", self.offset, _OFFSETS)
+        check_count("particles", self.particles)
         check_count("exact_up_to", self.exact_up_to, 0)
         check_count("max_steps", self.max_steps)
         for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"Expected {name} to be positive and finite; got {value!r}.")
+            check_positive(name, getattr(self, name))
         if self.importance and self.offset != "variational":
             raise ValueError(f"Expected offset='variational' for importance; got {self.offset!r}.")
 
-    def _check(self, reverse: ReverseChain) -> None:
+    def check(self, reverse: ReverseChain) -> None:
         if isinstance(reverse.denoiser, MeanDenoiser):
             raise ValueError(
                 "Expected a denoiser with a meaning at every log-SNR (noise, data or velocity); "
@@ -214,34 +212,30 @@ class ProbabilityFlow(Estimator):
         return self.importance
 
     def samples_per_batch(self, batch_size: int) -> int:
-        # a scaled sample may need one solve only; where not, its draws are split over batches
-        return batch_size if self.offset == "scaled" else max(1, batch_size // self.draws)
+        # a scaled sample may need one solve only; where not, its solves are split over batches
+        return batch_size if self.offset == "scaled" else max(1, batch_size // self.particles)
 
     def _exact(self, reverse: ReverseChain) -> bool:
         return reverse.event_shape.numel() <= self.exact_up_to
 
-    def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
+    def estimate_batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
         certain = self.offset == "scaled" and self._exact(reverse)
-        count = 1 if certain else self.draws
+        count = 1 if certain else self.particles
         rows = path_rows(batch, count, reverse.event_shape)
         parts = [self._solves(reverse, *call) for call in rows]
         log_w = torch.cat([part.log_w for part in parts]).reshape(len(batch), count)
         calls = torch.cat([part.calls for part in parts]).reshape(len(batch), count)
         failed = torch.cat([part.failed for part in parts]).reshape(len(batch), count)
         batch.failures.add(batch.indices, failed.amax(1))
-        average = log_mean_of_weights if self.importance else mean_of_draws
-        value, std_error, freedom, remarks = average(log_w)
-        return LogLikelihood(
-            value,
-            torch.zeros_like(value) if certain else std_error,
-            "estimate",
-            calls.sum(1),
-            reverse.event_shape.numel(),
-            repr(self),
-            degrees_of_freedom=None if certain else freedom,
-            log_weights=log_w if self.offset == "variational" else None,
-            remarks="" if certain else remarks,
+        summary = log_mean_of_weights(log_w) if self.importance else mean_of_draws(log_w)
+        weights = log_w if self.offset == "variational" else None
+        result = self.result(
+            reverse, summary, kind="estimate", calls=calls.sum(1), log_weights=weights
         )
+        if not certain:
+            return result
+        no_error = torch.zeros_like(result.value)
+        return replace(result, std_error=no_error, degrees_of_freedom=None, remarks="")
 
     def _solves(
         self, reverse: ReverseChain, x_0: Tensor, context: Tensor | None, streams: NoiseStreams

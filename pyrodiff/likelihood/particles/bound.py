@@ -20,7 +20,6 @@ where half of the first particles or more have no descendants.
 
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,36 +103,25 @@ class ParticleBound(Estimator):
     def samples_per_batch(self, batch_size: int) -> int:
         return max(1, batch_size // self.particles)
 
-    def estimate(self, reverse: ReverseChain, x_0: Tensor, **options: Any) -> LogLikelihood:
-        result = super().estimate(reverse, x_0, **options)
-        _warn_where_looser(result)
-        return result
-
-    def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
+    def estimate_batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
         population = self._propagate(reverse, batch)
         batch.failures.add(batch.indices, population.failed)
-        log_w = eve_weights(population)
-        value, std_error, freedom, remarks = _summary(log_w)
-        resampled = population.resamplings > 0
-        calls = torch.full(value.shape, self.particles * reverse.num_steps)
-        result = LogLikelihood(
-            value,
-            std_error,
-            "lower bound",
-            calls,
-            reverse.event_shape.numel(),
-            repr(self),
-            degrees_of_freedom=freedom,
-            log_weights=log_w,
-            remarks=remarks,
+        log_w, calls = eve_weights(population), self.particles * reverse.num_steps
+        result = self.result(
+            reverse, _summary(log_w), kind="lower bound", calls=calls, log_weights=log_w
         )
         if not self.compare:
             return result
-        reference = value.clone()
+        resampled = population.resamplings > 0
+        reference = result.value.clone()
         if bool(resampled.any()):
-            log_w = path_weights(reverse, _some(batch, resampled), self.particles)
+            rows = resampled.nonzero().flatten().tolist()
+            log_w = path_weights(reverse, batch.select(rows), self.particles)
             reference[resampled] = log_mean_exp(log_w)
         return replace(result, calls=calls * (1 + resampled.long()), reference=reference)
+
+    def review(self, result: LogLikelihood) -> None:
+        _warn_where_looser(result)
 
     def _propagate(self, reverse: ReverseChain, batch: Batch) -> Population:
         x_0 = batch.x_0.repeat_interleave(self.particles, 0)
@@ -157,14 +145,6 @@ def _summary(log_w: Tensor) -> Summary:
     return summary._replace(std_error=std_error, remarks=remarks)
 
 
-def _some(batch: Batch, chosen: Tensor) -> Batch:
-    """The chosen samples of a batch; ``chosen`` is boolean, (n,)."""
-    rows = chosen.nonzero().flatten().tolist()
-    context = None if batch.context is None else batch.context[rows]
-    indices = [batch.indices[row] for row in rows]
-    return replace(batch, x_0=batch.x_0[rows], context=context, indices=indices)
-
-
 def _warn_where_looser(result: LogLikelihood) -> None:
     if result.reference is None or result.looser is None:
         return
@@ -177,5 +157,5 @@ def _warn_where_looser(result: LogLikelihood) -> None:
             f"{int(result.looser.sum())} of {len(result.value)} samples. Report the importance "
             "bound (`reference`), or try another twist or a lower threshold.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=5,  # whoever called estimate
         )

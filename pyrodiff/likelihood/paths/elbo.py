@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
-from pyrodiff.checks import check_count
+from pyrodiff.checks import check_count, renamed
 from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.paths.weights import weights_and_summand
 from pyrodiff.likelihood.result import LogLikelihood
@@ -45,43 +45,39 @@ def _jump(reverse: ReverseChain) -> int | None:
     return int(falls.argmax()) + 2
 
 
+@renamed(paths="particles")
 @dataclass(frozen=True)
 class PathBound(Estimator):
-    """A lower bound on log p_θ(x_0), unbiased for the ELBO, from ``paths`` · T network calls.
+    """A lower bound on log p_θ(x_0), unbiased for the ELBO, from K · T network calls.
 
     Args:
-        paths: P; the standard error, s/√P with s the spread of log w, is NaN for one path, and
-            where a jump of λ decides (above).
+        particles: K paths; the standard error, s/√K with s the spread of log w, is NaN for one
+            path, and where a jump of λ decides (above).
 
     Raises:
-        ValueError: ``paths`` < 1.
+        ValueError: ``particles`` < 1.
     """
 
-    paths: int = 2
+    particles: int = 2
 
     def __post_init__(self) -> None:
-        check_count("paths", self.paths)
+        check_count("particles", self.particles)
 
     @property
     def unbiased_weights(self) -> bool:
-        return self.paths == 1
+        return self.particles == 1
 
     def samples_per_batch(self, batch_size: int) -> int:
-        return max(1, batch_size // self.paths)
+        return max(1, batch_size // self.particles)
 
-    def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
-        log_w, jump = weights_and_jump(reverse, batch, self.paths)
-        value, std_error, freedom, remarks = summary(log_w, jump)
-        return LogLikelihood(
-            value,
-            std_error,
-            "lower bound",
-            torch.full(value.shape, self.paths * reverse.num_steps),
-            reverse.event_shape.numel(),
-            repr(self),
-            degrees_of_freedom=freedom,
+    def estimate_batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
+        log_w, jump = weights_and_jump(reverse, batch, self.particles)
+        return self.result(
+            reverse,
+            summary(log_w, jump),
+            kind="lower bound",
+            calls=self.particles * reverse.num_steps,
             log_weights=log_w,
-            remarks=remarks,
         )
 
 

@@ -12,8 +12,6 @@ and is then no bound any more.  Either has the standard error of the jackknife (
 
 from dataclasses import dataclass
 
-import torch
-
 from pyrodiff.chains import ReverseChain
 from pyrodiff.checks import check_count
 from pyrodiff.likelihood.estimator import Batch, Estimator
@@ -52,17 +50,12 @@ class ImportanceBound(Estimator):
     def samples_per_batch(self, batch_size: int) -> int:
         return max(1, batch_size // self.particles)
 
-    def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
+    def estimate_batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
         log_w = path_weights(reverse, batch, self.particles)
-        value, std_error, freedom, remarks = log_mean_of_weights(log_w, debiased=self.jackknife)
-        return LogLikelihood(
-            value,
-            std_error,
-            "estimate" if self.jackknife else "lower bound",
-            torch.full(value.shape, self.particles * reverse.num_steps),
-            reverse.event_shape.numel(),
-            repr(self),
-            degrees_of_freedom=freedom,
+        return self.result(
+            reverse,
+            log_mean_of_weights(log_w, debiased=self.jackknife),
+            kind="estimate" if self.jackknife else "lower bound",
+            calls=self.particles * reverse.num_steps,
             log_weights=log_w,
-            remarks=remarks,
         )

@@ -19,9 +19,9 @@ waits for x_0.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import pyro.distributions as dist
 import torch
@@ -32,13 +32,11 @@ from pyrodiff.chains import ReverseChain
 from pyrodiff.checks import check_count
 from pyrodiff.decoders import check_finite
 from pyrodiff.finite import NOTHING_FAILED, Failures, failed_at
-from pyrodiff.likelihood.estimator import Batch, noise_seed
+from pyrodiff.likelihood.estimator import Batch, Estimator, noise_seed
 from pyrodiff.likelihood.paths.weights import Move, path_weights
-from pyrodiff.likelihood.result import Kind, LogLikelihood, Mean
+from pyrodiff.likelihood.result import LogLikelihood, Mean
 from pyrodiff.likelihood.samples import sample_checksums
 from pyrodiff.likelihood.statistics import Summary, log_mean_exp, log_mean_of_weights
-from pyrodiff.networks.modes import evaluation_mode
-from pyrodiff.serialization import fingerprint
 from pyrodiff.streams import NoiseStreams
 
 __all__ = ["Sandwich", "SandwichBound", "generate"]
@@ -104,8 +102,11 @@ def generate(
 
 
 @dataclass(frozen=True)
-class SandwichBound:
+class SandwichBound(Estimator):
     """Samples of a model with a lower and an upper bound, from (K + 1) · T network calls each.
+
+    ``estimate(reverse, 64)`` draws 64 samples and bounds them from both sides.  Data come without
+    the path that made them: ``estimate(reverse, x_0)`` gives them the lower bound alone.
 
     Args:
         particles: K.
@@ -119,8 +120,58 @@ class SandwichBound:
     def __post_init__(self) -> None:
         check_count("particles", self.particles)
 
-    @torch.no_grad()
+    def estimate_batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
+        """The lower bound, with its K weights."""
+        log_w = path_weights(reverse, batch, self.particles)
+        calls = self.particles * reverse.num_steps
+        summary = log_mean_of_weights(log_w)
+        return self.result(reverse, summary, kind="lower bound", calls=calls, log_weights=log_w)
+
+    @overload
     def estimate(
+        self,
+        reverse: ReverseChain,
+        x_0: Tensor,
+        *,
+        seed: int = 0,
+        batch_size: int = 256,
+        context: Tensor | None = None,
+        indices: Sequence[int] | None = None,
+        progress: Callable[[int, Tensor], object] | None = None,
+    ) -> LogLikelihood: ...
+
+    @overload
+    def estimate(
+        self,
+        reverse: ReverseChain,
+        x_0: int,
+        *,
+        seed: int = 0,
+        batch_size: int = 256,
+        context: Tensor | None = None,
+        progress: Callable[[int, Tensor], object] | None = None,
+    ) -> Sandwich: ...
+
+    def estimate(
+        self, reverse: ReverseChain, x_0: Tensor | int, **options: Any
+    ) -> LogLikelihood | Sandwich:
+        """Bounds for the samples that ``reverse.sample(N, seed=seed)`` gives, or for data.
+
+        Args:
+            reverse: the model; dropout and the like are switched off meanwhile.
+            x_0: N ≥ 1, how many samples to draw; or data, shape (N, *event_shape).
+            options: ``seed``, ``batch_size``, ``context`` and ``progress`` (told the lower bounds)
+                as of every estimator; a sample depends on (seed, its index) and its context alone.
+
+        Raises:
+            ValueError: N or ``batch_size`` < 1, contexts that are not one per sample.
+        """
+        if isinstance(x_0, Tensor):
+            return super().estimate(reverse, x_0, **options)
+        return self._of_samples(reverse, x_0, **options)
+
+    @torch.no_grad()
+    def _of_samples(
         self,
         reverse: ReverseChain,
         num_samples: int,
@@ -130,79 +181,44 @@ class SandwichBound:
         context: Tensor | None = None,
         progress: Callable[[int, Tensor], object] | None = None,
     ) -> Sandwich:
-        """Bounds for the samples that ``reverse.sample(num_samples, seed=seed)`` gives.
-
-        Args:
-            reverse: the model; dropout and the like are switched off while it is asked.
-            num_samples: N ≥ 1.
-            seed: of the noise streams; a sample depends on (seed, its index) and its context alone.
-            batch_size: rows per network call, at most.
-            context: shape (N, …) or None.
-            progress: called after each batch with the number of samples done and their lower
-                bounds.
-
-        Raises:
-            ValueError: ``num_samples`` or ``batch_size`` < 1, contexts that are not one per sample.
-        """
+        """The samples, and their bounds from both sides."""
         check_count("num_samples", num_samples)
-        check_count("batch_size", batch_size)
-        if context is not None and len(context) != num_samples:
-            raise ValueError(f"Expected {num_samples} contexts; got {len(context)}.")
         if context is not None:
+            if len(context) != num_samples:
+                raise ValueError(f"Expected {num_samples} contexts; got {len(context)}.")
             check_finite(context, "contexts")
-        parts, failures, model = [], Failures(), fingerprint(reverse)
-        with evaluation_mode(reverse):
-            for start in range(0, num_samples, batch_size):
-                places = range(start, min(start + batch_size, num_samples))
-                part = None if context is None else context[places.start : places.stop]
-                parts.append(self._batch(reverse, places, part, seed, batch_size, failures))
-                if progress is not None:
-                    progress(places.stop, torch.cat([part.lower.value for part in parts]))
-        failures.warn(num_samples, "Their bounds are NaN, and means leave them out.")
-        x_0 = torch.cat([part.x_0 for part in parts])
-        known: dict[str, Any] = {"model": model, "checksums": sample_checksums(x_0, context)}
+        samples, above = [], []
+
+        def estimate_rows(rows: slice, failures: Failures) -> LogLikelihood:
+            indices = range(rows.start, rows.stop)
+            part = None if context is None else context[rows]
+            streams = NoiseStreams(seed, indices, reverse.event_shape)
+            (x_0, log_w), failed = generate(reverse, streams, part)
+            failures.add(indices, failed)
+            exact = reverse.forward_chain.carry(x_0, exact=True)
+            batch = Batch(exact, part, indices, noise_seed(seed), batch_size, failures)
+            lower = self.estimate_batch(reverse, batch)
+            samples.append(x_0)
+            above.append(self._upper(reverse, lower, log_w.cpu()))
+            return lower
+
+        lower = self.over_batches(
+            reverse, estimate_rows, count=num_samples, batch_size=batch_size, progress=progress
+        )
+        x_0 = torch.cat(samples)
+        upper, checksums = LogLikelihood.concatenate(above), sample_checksums(x_0, context)
         return Sandwich(
             x_0,
-            replace(LogLikelihood.concatenate([part.lower for part in parts]), **known),
-            replace(LogLikelihood.concatenate([part.upper for part in parts]), **known),
+            replace(lower, checksums=checksums),
+            replace(upper, checksums=checksums, model=lower.model),
         )
 
-    def _batch(
-        self,
-        reverse: ReverseChain,
-        indices: range,
-        context: Tensor | None,
-        seed: int,
-        rows: int,
-        failures: Failures,
-    ) -> Sandwich:
-        streams = NoiseStreams(seed, indices, reverse.event_shape)
-        (x_0, log_w_generating), failed = generate(reverse, streams, context)
-        failures.add(indices, failed)
-        exact = reverse.forward_chain.carry(x_0, exact=True)
-        batch = Batch(exact, context, indices, noise_seed(seed), rows, failures)
-        log_w = path_weights(reverse, batch, self.particles)
-        mixed = torch.cat([log_w_generating.cpu().unsqueeze(1), log_w[:, :-1]], 1)
-        above = log_mean_exp(mixed)
-        unknown = torch.full_like(above, torch.nan)
-        upper = Summary(above, unknown, torch.zeros_like(above), UNKNOWN)
-        return Sandwich(
-            x_0,
-            self._result(reverse, log_w, log_mean_of_weights(log_w), "lower bound"),
-            self._result(reverse, mixed, upper, "upper bound"),
-        )
-
-    def _result(
-        self, reverse: ReverseChain, log_w: Tensor, summary: Summary, kind: Kind
-    ) -> LogLikelihood:
-        return LogLikelihood(
-            summary.value,
-            summary.std_error,
-            kind,
-            torch.full(summary.value.shape, self.particles * reverse.num_steps),
-            reverse.event_shape.numel(),
-            repr(self),
-            degrees_of_freedom=summary.degrees_of_freedom,
-            log_weights=log_w,
-            remarks=summary.remarks,
-        )
+    def _upper(self, reverse: ReverseChain, lower: LogLikelihood, log_w: Tensor) -> LogLikelihood:
+        """The bound from the weights of the generating paths, (n,), and K − 1 of the others."""
+        assert lower.log_weights is not None
+        mixed = torch.cat([log_w.unsqueeze(1), lower.log_weights[:, :-1]], 1)
+        value = log_mean_exp(mixed)
+        unknown = torch.full_like(value, torch.nan)
+        summary = Summary(value, unknown, torch.zeros_like(value), UNKNOWN)
+        calls = self.particles * reverse.num_steps
+        return self.result(reverse, summary, kind="upper bound", calls=calls, log_weights=mixed)

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
+from pyrodiff.checks import check_count, check_positive, renamed
 from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.result import LogLikelihood
+from pyrodiff.likelihood.statistics import Summary
 from pyrodiff.likelihood.termwise.baseline import baseline_curves, shared_error, subtract_baseline
 from pyrodiff.likelihood.termwise.controls import Prepared
 from pyrodiff.likelihood.termwise.known import KnownTerms, known_terms
@@ -54,25 +56,26 @@ _HEAVY = (
 )
 
 
+@renamed(evaluations="calls")
 @dataclass(frozen=True)
 class TermwiseBound(Estimator):
     """A lower bound on log p_θ(x_0), unbiased for the ELBO, from a budget of network calls.
 
     Args:
-        evaluations: network calls per sample, at least 2; None for every t once, as published
+        calls: network calls per sample, at least 2; None for every t once, as published
             codes do, whose error is unknown.
         std_error: instead of a budget, the standard error in nats that each sample is to reach.
-            A first stage of ``evaluations`` (default 32) calls fixes a sample's budget, and fresh
+            A first stage of ``calls`` (default 32) fixes a sample's budget, and fresh
             draws alone give its value, so that stopping does not bias it; about three samples in
             four end at or below.  A budget never exceeds 64 passes over the chain.
-        pilot: what was learned on other data (``Pilot.run``).
+        pilot: what was learned on other data (``Pilot.fit``).
 
     Intervals are skewed as the draws are.  Below 32 calls, and where a pilot saw tails that so few
     draws cannot know, they are NaN (``remarks``): the error itself, right in mean square over
     samples, says little of one sample there.
 
     Raises:
-        ValueError: fewer than 2 evaluations, a standard error that is not positive; on
+        ValueError: fewer than 2 calls, a standard error that is not positive; on
             ``estimate``, a pilot of another model.
 
     Examples:
@@ -84,37 +87,34 @@ class TermwiseBound(Estimator):
         >>> forward = ForwardChain(LogSNRSchedule(5.0, -6.0), num_steps=100)
         >>> reverse = ReverseChain(NoiseDenoiser(law.network()), forward, (1,))  # exact denoiser
         >>> x_0 = law.sample(500, seed=1)
-        >>> bound = TermwiseBound(evaluations=50).estimate(reverse, x_0, seed=0)
+        >>> bound = TermwiseBound(calls=50).estimate(reverse, x_0, seed=0)
         >>> value, between_samples, monte_carlo = bound.mean()  # nats
         >>> bool(value < law.log_prob(x_0).mean() + 2 * monte_carlo), bound.kind
         (True, 'lower bound')
     """
 
-    evaluations: int | None = None
+    calls: int | None = None
     std_error: float | None = None
     pilot: Pilot | None = None
 
     def __post_init__(self) -> None:
-        n, error = self.evaluations, self.std_error
-        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 2):
-            raise ValueError(
-                f"Expected evaluations to be an integer of at least 2, or None; got {n!r}."
-            )
-        if error is not None and not (error > 0 and math.isfinite(error)):
-            raise ValueError(f"Expected std_error > 0, in nats, or None; got {error!r}.")
+        if self.calls is not None:
+            check_count("calls", self.calls, 2)
+        if self.std_error is not None:
+            check_positive("std_error", self.std_error)
 
-    def _check(self, reverse: ReverseChain) -> None:
+    def check(self, reverse: ReverseChain) -> None:
         if self.pilot is not None:
             self.pilot.check(reverse)
 
-    def _batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
+    def estimate_batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
         scorer = _Scorer(reverse, batch, self.pilot)
         if self.std_error is not None:
             return self._two_stages(scorer)
-        if self.evaluations is None:
+        if self.calls is None:
             layout = every_step(scorer.start, reverse.num_steps)
         else:
-            layout = scorer.layout(self.evaluations)
+            layout = scorer.layout(self.calls)
         score = scorer.score(layout, path=0)
         terms, timesteps = score.terms, layout.middle
         if scorer.reconstruction is not None:
@@ -127,7 +127,7 @@ class TermwiseBound(Estimator):
     def _two_stages(self, scorer: "_Scorer") -> LogLikelihood:
         """Budgets from a first stage; values from fresh draws."""
         assert self.std_error is not None
-        first = self.evaluations or _FIRST_STAGE
+        first = self.calls or _FIRST_STAGE
         layout = scorer.layout(first)
         stage = scorer.score(layout, path=0)
         budgets = _budgets(first, stage, self.std_error, scorer.reverse.num_steps)
@@ -146,27 +146,21 @@ class TermwiseBound(Estimator):
         self, scorer: "_Scorer", score: "_Score", calls: Tensor, spent: Tensor
     ) -> LogLikelihood:
         """The result but for its terms; ``spent`` are the calls that the values were made of."""
-        std_error, freedom = score.variance.sqrt(), score.freedom
         few = (spent > 0) & (spent < FEWEST_CALLS)
         heavy = (spent > 0) & ~few & (score.expected < _FEWEST_EXPECTED)
         remarks = []
-        if self.std_error is None and self.evaluations is None:
+        if self.std_error is None and self.calls is None:
             remarks.append(_NO_ERROR)
         elif bool(few.any()):
             remarks.append(_FEW_CALLS)
         if bool(heavy.any()):
             remarks.append(_HEAVY)
-        return LogLikelihood(
-            score.value,
-            std_error,
-            "lower bound",
-            calls,
-            scorer.reverse.event_shape.numel(),
-            repr(self),
-            degrees_of_freedom=freedom.masked_fill(few | heavy, torch.nan),
+        freedom = score.freedom.masked_fill(few | heavy, torch.nan)
+        summary = Summary(score.value, score.variance.sqrt(), freedom, "\n".join(remarks))
+        return replace(
+            self.result(scorer.reverse, summary, kind="lower bound", calls=calls),
             skewness=score.skewness,
             shared_calls=0 if self.pilot is None else self.pilot.calls,
-            remarks="\n".join(remarks),
         )
 
 
@@ -264,11 +258,7 @@ class _Scorer:
 
     def take(self, some: Tensor) -> "_Scorer":
         """The scorer of some of the samples."""
-        batch, context = self.batch, self.batch.context
-        indices = [batch.indices[i] for i in some.tolist()]
-        context = None if context is None else context[some]
-        part = replace(batch, x_0=batch.x_0[some], context=context, indices=indices)
-        return _Scorer(self.reverse, part, self.pilot)
+        return _Scorer(self.reverse, self.batch.select(some.tolist()), self.pilot)
 
     def score(self, layout: Layout, path: int) -> _Score:
         """The estimate from one layout's draws, which are those of the stream ``path``."""

@@ -100,7 +100,7 @@ def _learn(drawn: Drawn, nodes: Tensor, fitted: Tensor, log_snr: Tensor, affine:
 
 @dataclass(frozen=True, eq=False)
 class Pilot:
-    """What was learned at steps t_j, j = 1 … J; made by ``Pilot.run``.
+    """What was learned at steps t_j, j = 1 … J; made by ``Pilot.fit``.
 
     Args:
         controls: the functions of (x_0, t, ε) that were regressed on.
@@ -133,7 +133,7 @@ class Pilot:
 
     @classmethod
     @torch.no_grad()
-    def run(
+    def fit(
         cls,
         reverse: ReverseChain,
         x: Tensor,
@@ -190,6 +190,8 @@ class Pilot:
             misfit=learned.misfit,
             calls=len(nodes) * slots * _REPEATS,
         )
+
+    run = fit  # its former name
 
     @property
     def num_steps(self) -> int:
