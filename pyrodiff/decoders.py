@@ -195,6 +195,11 @@ class CategoricalDecoder(Decoder):
         with torch.inference_mode(False):  # they are kept, and must serve training, too
             return torch.linspace(self.low, self.high, self.levels, dtype=torch.float64)
 
+    @property
+    def spacing(self) -> float:
+        """Between two levels."""
+        return (self.high - self.low) / (self.levels - 1)
+
     def distribution(
         self, x_1: Tensor, x0_hat: Tensor, log_variance: Tensor, step: Step
     ) -> GridCategorical:
@@ -204,14 +209,12 @@ class CategoricalDecoder(Decoder):
 
     def expected_log_prob(self, x_0: Tensor, step: Step) -> Tensor:
         """By the trapezoid rule over ε, once for each level: exact to rounding."""
-        spacing = (self.high - self.low) / (self.levels - 1)
-        index = ((x_0.to("cpu", torch.float64) - self.low) / spacing).round().long()
+        index = ((x_0.to("cpu", torch.float64) - self.low) / self.spacing).round().long()
         ratio = math.exp(0.5 * float(step.log_snr))
-        return _expected_log_probs(self.levels, spacing * ratio)[index]
+        return _expected_log_probs(self.levels, self.spacing * ratio)[index]
 
     def check(self, x_0: Tensor) -> None:
-        spacing = (self.high - self.low) / (self.levels - 1)
-        position = (x_0.double() - self.low) / spacing
+        position = (x_0.double() - self.low) / self.spacing
         off = (position - position.round()).abs() > 1e-3
         off |= (position < -1e-3) | (position > self.levels - 1 + 1e-3)
         if bool(off.any()):

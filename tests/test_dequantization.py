@@ -22,8 +22,8 @@ from pyrodiff.decoders import (
 )
 from pyrodiff.denoisers import DataDenoiser, NoiseDenoiser
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood, PathBound, TermwiseBound
-from pyrodiff.likelihood.dequantization import (
-    Dequantized,
+from pyrodiff.likelihood.dequantization import Dequantized
+from pyrodiff.likelihood.dequantizers import (
     Dequantizer,
     UniformDequantizer,
     VariationalDequantizer,

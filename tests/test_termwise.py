@@ -23,10 +23,10 @@ from pyrodiff.denoisers import DataDenoiser, NoiseDenoiser
 from pyrodiff.kernels import marginal_coefficients
 from pyrodiff.likelihood import LogLikelihood, PathBound, TermwiseBound
 from pyrodiff.likelihood.estimator import Batch
-from pyrodiff.likelihood.termwise.bound import _Scorer
 from pyrodiff.likelihood.termwise.controls import Controls, hat_functions
 from pyrodiff.likelihood.termwise.known import known_terms
 from pyrodiff.likelihood.termwise.pilot import Pilot
+from pyrodiff.likelihood.termwise.scorer import Scorer
 from pyrodiff.likelihood.termwise.strata import Allocation, Layout, apart, typical_allocation
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.oracles import Gaussian, linear_bound
@@ -237,7 +237,7 @@ def test_value_to_a_standard_error_is_that_of_fresh_draws(with_pilot: bool) -> N
     assert len(budgets.unique()) > 2
     for i in range(30):
         batch = Batch(x_0[i : i + 1], None, [i], derived_seed(4, 1), 64)
-        scorer = _Scorer(reverse, batch, pilot)
+        scorer = Scorer(reverse, batch, pilot, known_terms(reverse))
         with torch.no_grad():
             value, variance, *_ = scorer.score(scorer.layout(int(budgets[i])), path=1)
             other, *_ = scorer.score(scorer.layout(int(budgets[i])), path=0)
@@ -843,18 +843,16 @@ def test_data_off_the_grid_are_refused() -> None:
 # -- errors --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("evaluations", [0, 1, -2, True])
-def test_evaluations_are_an_integer_of_at_least_two(evaluations: int) -> None:
-    with pytest.raises(
-        ValueError,
-        match=f"Expected evaluations to be an integer of at least 2, or None; got {evaluations}",
-    ):
-        TermwiseBound(evaluations)
+@pytest.mark.parametrize("calls", [0, 1, -2, True])
+def test_calls_are_an_integer_of_at_least_two(calls: int) -> None:
+    with pytest.raises(ValueError, match=f"Expected calls to be an integer >= 2; got {calls}"):
+        TermwiseBound(calls)
 
 
 @pytest.mark.parametrize("target", [0.0, -1.0, math.nan, math.inf])
 def test_standard_errors_are_positive(target: float) -> None:
-    with pytest.raises(ValueError, match=f"Expected std_error > 0, in nats, or None; got {target}"):
+    message = f"Expected std_error to be positive and finite; got {target}"
+    with pytest.raises(ValueError, match=message):
         TermwiseBound(std_error=target)
 
 
@@ -863,7 +861,7 @@ def test_estimate_refuses() -> None:
     bound = TermwiseBound(4)
     with pytest.raises(ValueError, match="Expected at least one sample; got none"):
         bound.estimate(reverse, x_0[:0])
-    with pytest.raises(ValueError, match="Expected batch_size >= 1; got 0"):
+    with pytest.raises(ValueError, match="Expected batch_size to be an integer >= 1; got 0"):
         bound.estimate(reverse, x_0, batch_size=0)
     with pytest.raises(ValueError, match=r"Expected data of shape \(N, 3\); got \(2, 2\)"):
         bound.estimate(reverse, x_0[:, :2])

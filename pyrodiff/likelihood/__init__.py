@@ -9,11 +9,8 @@ ProbabilityFlow   the density of the ordinary differential equation            e
 Dequantized       a density's probability of discrete data, by any of them     as that one
 """
 
-from pyrodiff.likelihood.dequantization import (
-    Dequantized,
-    UniformDequantizer,
-    VariationalDequantizer,
-)
+from pyrodiff.likelihood.dequantization import Dequantized
+from pyrodiff.likelihood.dequantizers import UniformDequantizer, VariationalDequantizer
 from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.flow.density import ProbabilityFlow
 from pyrodiff.likelihood.particles.bound import ParticleBound

@@ -181,9 +181,8 @@ class GridOracle:
         decoder = self.reverse.decoder
         if isinstance(decoder, CategoricalDecoder):
             step = self.reverse.forward_chain.step(1, self.grid, 0)
-            level = (decoder.high - decoder.low) / (decoder.levels - 1)
             # p(v | x_1) turns from one level to the next as a logistic function of this width
-            width = step.sigma.square() / (step.alpha * level)
+            width = step.sigma.square() / (step.alpha * decoder.spacing)
             resolution = (width / self.spacing).expand(len(self.grid))
         else:
             mean, scale = (

@@ -24,9 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyrodiff.chains import ForwardChain, ReverseChain
+from pyrodiff.chains import ReverseChain
 from pyrodiff.decoders import GaussianDecoder
-from pyrodiff.kernels import marginal_coefficients, posterior_coefficients
 
 __all__ = ["LinearBound", "linear_bound", "linear_log_prob"]
 
@@ -98,11 +97,6 @@ def _affine(reverse: ReverseChain, t: int, like: Tensor) -> _Affine:
     return _Affine(matrix, offset, log_variance.exp().expand(1, *shape).reshape(size))
 
 
-def _coefficients(chain: ForwardChain, t: int) -> tuple[Tensor, Tensor, Tensor]:
-    """c_0, c_t and log σ̃² of step t ≥ 2, float64."""
-    return posterior_coefficients(chain.log_snr[t - 2], chain.log_snr[t - 1])
-
-
 def _flat(reverse: ReverseChain, x_0: Tensor) -> Tensor:
     reverse.check_data(x_0)
     return x_0.detach().to("cpu", torch.float64).flatten(1)
@@ -129,9 +123,9 @@ def linear_log_prob(reverse: ReverseChain, x_0: Tensor) -> Float[Tensor, " n"]:
     mean, covariance = eye.new_zeros(len(eye)), eye
     for t in range(reverse.num_steps, 1, -1):
         affine = _affine(reverse, t, like)
-        c_0, c_t, _ = _coefficients(chain, t)
-        matrix = c_0 * affine.matrix + c_t * eye
-        mean = matrix @ mean + c_0 * affine.offset
+        step = chain.exact_step(t)
+        matrix = step.mean(affine.matrix, eye)
+        mean = matrix @ mean + step.c_0 * affine.offset
         covariance = matrix @ covariance @ matrix.T + affine.variance.diag()
     affine = _affine(reverse, 1, like)
     covariance = affine.matrix @ covariance @ affine.matrix.T + affine.variance.diag()
@@ -153,16 +147,15 @@ def linear_bound(reverse: ReverseChain, x_0: Tensor) -> LinearBound:
     terms = []
     for t in range(1, reverse.num_steps + 1):
         affine = _affine(reverse, t, like)
-        alpha, sigma = marginal_coefficients(chain.log_snr[t - 1])
-        bias = data - alpha * data @ affine.matrix.T - affine.offset
-        square = bias.square() + sigma.square() * affine.matrix.square().sum(1)
+        step = chain.exact_step(t)
+        bias = data - step.alpha * data @ affine.matrix.T - affine.offset
+        square = bias.square() + step.sigma.square() * affine.matrix.square().sum(1)
         error = 0.5 * (square / affine.variance).sum(1)
         if t == 1:
             terms.append(error + 0.5 * (2 * math.pi * affine.variance).log().sum())
             continue
-        c_0, _, log_small = _coefficients(chain, t)
-        log_ratio = log_small - affine.variance.log()
+        log_ratio = step.log_small - affine.variance.log()
         excess = 0.5 * (torch.expm1(log_ratio) - log_ratio).sum()
-        terms.append(excess + c_0.square() * error)
+        terms.append(excess + step.c_0.square() * error)
     prior, stacked = chain.prior_kl(data), torch.stack(terms, dim=1)
     return LinearBound(prior, stacked, -prior - stacked.sum(1))

@@ -18,13 +18,13 @@ from torch import Tensor
 from pyrodiff.chains import ReverseChain
 from pyrodiff.checks import check_count, renamed
 from pyrodiff.likelihood.estimator import Batch, Estimator
+from pyrodiff.likelihood.jumps import widest_jump
 from pyrodiff.likelihood.paths.weights import weights_and_summand
 from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.likelihood.statistics import Summary, mean_of_draws
 
 __all__ = ["PathBound", "summary", "weights_and_jump"]
 
-_BRIDGED = 3.0  # λ may fall by as much in a step, the signal-to-noise ratio to a twentieth
 _SHARE = 0.25  # of the variance of log w, which one step may make if it jumps further
 _FEWEST = 8  # paths, of which fewer do not tell that share
 JUMP = (
@@ -35,14 +35,6 @@ FEW_PATHS = (
     f"Standard errors are NaN: the log-SNR jumps, and fewer than {_FEWEST} paths do not tell "
     "whether that step makes the variance of log w."
 )
-
-
-def _jump(reverse: ReverseChain) -> int | None:
-    """The t of the step over which λ falls most, if by more than ``_BRIDGED``; else None."""
-    falls = -reverse.forward_chain.log_snr.diff()
-    if len(falls) == 0 or float(falls.max()) <= _BRIDGED:
-        return None
-    return int(falls.argmax()) + 2
 
 
 @renamed(paths="particles")
@@ -83,7 +75,7 @@ class PathBound(Estimator):
 
 def weights_and_jump(reverse: ReverseChain, batch: Batch, paths: int) -> tuple[Tensor, Tensor]:
     """log w, and its summand at the jump of λ, or zeros: nats, float64 on the CPU, (n, paths)."""
-    t = _jump(reverse)
+    t = widest_jump(reverse.forward_chain.log_snr)
     place = None if t is None else reverse.num_steps + 1 - t
     return weights_and_summand(reverse, batch, paths, place)
 

@@ -23,61 +23,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyrodiff import serialization
 from pyrodiff.chains import ReverseChain
 from pyrodiff.likelihood.termwise.controls import Controls, Prepared, is_image
+from pyrodiff.likelihood.termwise.files import CONTROLS, TABLES, read_pilot, write_pilot
 from pyrodiff.likelihood.termwise.known import known_terms
 from pyrodiff.likelihood.termwise.moments import TYPICAL_KURTOSIS, relative_error
+from pyrodiff.likelihood.termwise.nodes import interpolation, middles, pilot_nodes, sides
 from pyrodiff.likelihood.termwise.regression import Drawn, Regression, regress, scaled
+from pyrodiff.likelihood.termwise.sampler import REPEATS, PilotSampler
 from pyrodiff.likelihood.termwise.strata import Allocation, Layout, apart, typical_density
 from pyrodiff.networks.modes import evaluation_mode
-from pyrodiff.objectives import unchecked_term
-from pyrodiff.streams import NoiseStreams, derived_seed
 
 __all__ = ["Pilot"]
 
-_NODES = 20  # steps that are fitted to, beside the ends and those that stand apart
-_NOISE = 2  # neither that of samples nor that of estimates
-_REPEATS = 4  # draws of the noise for each sample there
 _TRUST = 0.8  # the share of calls that goes where the pilot says
 _MISFIT = 0.25  # of a misfit over samples, what varies within a stratum
 _FLOOR = 1e-3  # of the mean spread: what a step is taken for at least
-
-
-def _nodes(density: Tensor, alone: Tensor) -> Tensor:
-    """Steps from 1 to T, even in the density's mass, with both sides of what stands apart."""
-    mass = density.cumsum(0) / density.sum()
-    places = (torch.arange(_NODES, dtype=torch.float64) + 0.5) / _NODES
-    even = torch.searchsorted(mass, places) + 1
-    special = alone.nonzero().flatten() + 1
-    steps = torch.cat([even, special - 1, special, special + 1, torch.tensor([len(density)])])
-    return steps.clamp(1, len(density)).unique()
-
-
-def _middles(nodes: Tensor, log_snr: Tensor) -> Tensor:
-    """Steps between the nodes, in the middle of λ, where there are any."""
-    ends = log_snr[nodes - 1]
-    between = torch.searchsorted(-log_snr, -0.5 * (ends[1:] + ends[:-1])) + 1
-    between = between.clamp(max=len(log_snr))
-    return between[~torch.isin(between, nodes)]
-
-
-def _sides(nodes: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
-    """The places of the nodes on either side of each t = 1 … T; a node is on both of its own."""
-    every = torch.arange(1, num_steps + 1)
-    right = torch.searchsorted(nodes, every)
-    return torch.where(nodes[right] == every, right, right - 1), right
-
-
-def _interpolation(nodes: Tensor, log_snr: Tensor) -> Tensor:
-    """Weights over the nodes for each t = 1 … T, linear in λ, shape (T, J); nodes hold 1 and T."""
-    left, right = _sides(nodes, len(log_snr))
-    ends = log_snr[nodes - 1]
-    gap = ends[left] - ends[right]
-    share = torch.where(gap > 0, (ends[left] - log_snr) / gap.clamp(min=1e-12), 0.0)
-    weights = torch.zeros(len(log_snr), len(nodes), dtype=torch.float64)
-    weights.scatter_(1, left[:, None], 1 - share[:, None])
-    return weights.scatter_add_(1, right[:, None], share[:, None])
 
 
 def _learn(drawn: Drawn, nodes: Tensor, fitted: Tensor, log_snr: Tensor, affine: int) -> Regression:
@@ -87,7 +48,7 @@ def _learn(drawn: Drawn, nodes: Tensor, fitted: Tensor, log_snr: Tensor, affine:
     at_nodes = regress(inner, affine, apart(log_snr)[fitted - 1])
     if bool(fit.all()):
         return at_nodes
-    weights = _interpolation(fitted, log_snr)[nodes[~fit] - 1]
+    weights = interpolation(fitted, log_snr)[nodes[~fit] - 1]
     outer = Drawn(*(value[~fit] for value in drawn))
     between = scaled(outer, weights @ at_nodes.controls, weights @ at_nodes.curves)
     parts = []
@@ -153,7 +114,7 @@ class Pilot:
             seed: of the noise.
             batch_size: rows per network call.
             calls: network calls, at most (rows that the network is asked about).
-            progress: told the calls done and the calls in all.
+            progress: called with the network calls done and those in all.
 
         Raises:
             ValueError: too few data or calls, data that the model cannot explain.
@@ -161,21 +122,21 @@ class Pilot:
         reverse.check_data(x, context)
         known = known_terms(reverse)
         density, alone = typical_density(known.log_snr, known.unit), apart(known.log_snr)
-        fitted = _nodes(density, alone)
-        nodes = torch.cat([fitted, _middles(fitted, known.log_snr)]).sort().values
-        slots = calls // (len(nodes) * _REPEATS)
-        if len(x) < 2 or slots < 2:
-            least = 2 * len(nodes) * _REPEATS
+        fitted = pilot_nodes(density, alone)
+        nodes = torch.cat([fitted, middles(fitted, known.log_snr)]).sort().values
+        samples = calls // (len(nodes) * REPEATS)
+        if len(x) < 2 or samples < 2:
+            least = 2 * len(nodes) * REPEATS
             raise ValueError(
                 f"Expected at least 2 samples and {least} calls for a pilot; "
                 f"got {len(x)} and {calls}."
             )
         controls = Controls.fit(x, known.log_snr)
-        sampler = _Sampler(reverse, controls, x, context, seed)
+        sampler = PilotSampler(reverse, controls, x, context, seed)
         with evaluation_mode(reverse):
-            terms, *rest = sampler.draw(nodes, slots, batch_size, progress)
+            drawn = sampler.draw(nodes, samples, batch_size, progress)
         unit, constant = (v[nodes - 1, None, None] for v in (known.unit, known.constant))
-        drawn = Drawn((terms - constant) / unit, *rest)
+        drawn = drawn._replace(terms=(drawn.terms - constant) / unit)
         learned = _learn(drawn, nodes, fitted, known.log_snr, controls.num_affine)
         return cls(
             controls,
@@ -188,7 +149,7 @@ class Pilot:
             spread=learned.noise,
             kurtosis=learned.kurtosis,
             misfit=learned.misfit,
-            calls=len(nodes) * slots * _REPEATS,
+            calls=len(nodes) * samples * REPEATS,
         )
 
     run = fit  # its former name
@@ -204,7 +165,7 @@ class Pilot:
 
     @cached_property
     def _weights(self) -> Tensor:
-        return _interpolation(self.nodes, self.controls.log_snr)
+        return interpolation(self.nodes, self.controls.log_snr)
 
     def allocation(self, start: int) -> Allocation:
         """Where network calls go from step ``start`` on; made once."""
@@ -221,7 +182,7 @@ class Pilot:
 
         Coefficients that are interpolated leave more than at the steps that they were fitted to.
         """
-        left, right = _sides(self.nodes, self.num_steps)
+        left, right = sides(self.nodes, self.num_steps)
         return values[left].maximum(values[right])
 
     @cached_property
@@ -298,10 +259,9 @@ class Pilot:
 
     def save(self, path: str | Path) -> None:
         """Write the pilot as safetensors, atomically."""
-        tensors = {name: getattr(self, name) for name in _OWN}
-        tensors |= {name: getattr(self.controls, name) for name in _CONTROLS}
-        tensors["calls"] = torch.tensor(self.calls)
-        serialization.write_weights(Path(path), tensors)
+        tensors = {name: getattr(self, name) for name in TABLES}
+        tensors |= {name: getattr(self.controls, name) for name in CONTROLS}
+        write_pilot(Path(path), tensors | {"calls": torch.tensor(self.calls)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Pilot":
@@ -311,14 +271,10 @@ class Pilot:
             FileNotFoundError: no such file.
             ValueError: not a pilot.
         """
-        tensors = serialization.read_weights(Path(path))
-        missing = sorted({*_OWN, *_CONTROLS, "calls"} - tensors.keys())
-        if missing:
-            raise ValueError(f"Expected a pilot in {path}; got a file without {missing[0]!r}.")
-        _check_tensors(tensors, Path(path))
-        controls = Controls(*(tensors[name] for name in _CONTROLS))
-        own = {name: tensors[name] for name in _OWN}
-        pilot = cls(controls, calls=int(tensors["calls"]), **own)
+        tensors = read_pilot(Path(path))
+        controls = Controls(**{name: tensors[name] for name in CONTROLS})
+        tables = {name: tensors[name] for name in TABLES}
+        pilot = cls(controls, calls=int(tensors["calls"]), **tables)
         sizes = pilot.baseline.shape[1] - 1, pilot.coefficients.shape[1]
         if sizes != (controls.num_hats, controls.num_controls):
             raise ValueError(
@@ -326,92 +282,3 @@ class Pilot:
                 f"pilot in {path}; got coefficients of {sizes[0]} and {sizes[1]}."
             )
         return pilot
-
-
-_OWN = {
-    "nodes": "J",
-    "unit": "T",
-    "density": "T",
-    "baseline": "JK",
-    "coefficients": "JF",
-    "scale": "J",
-    "spread": "J",
-    "kurtosis": "J",
-    "misfit": "J",
-}
-_CONTROLS = {"log_snr": "T", "knots": "RH", "mean": "d", "eigenvalues": "r", "basis": "dr"}
-_SPREADS = ("unit", "density", "scale", "spread", "misfit", "eigenvalues")
-
-
-def _check_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Refuse a file whose tensors are no pilot's: axes of equal letters have equal sizes."""
-    sizes: dict[str, int] = {}
-    for name, axes in ({"calls": ""} | _OWN | _CONTROLS).items():
-        value = tensors[name]
-        same = value.dim() == len(axes) and all(
-            sizes.setdefault(axis, n) == n > 0 for axis, n in zip(axes, value.shape, strict=True)
-        )
-        whole = name in ("calls", "nodes")
-        if not same or value.dtype != (torch.int64 if whole else torch.float64):
-            raise ValueError(
-                f"Expected a pilot in {path}; got {name!r} of shape {tuple(value.shape)} and type "
-                f"{value.dtype}."
-            )
-        finite = value.isfinite() | (value.isnan() & (name == "knots"))
-        if not bool(finite.all()) or (name in _SPREADS and bool((value < 0).any())):
-            raise ValueError(f"Expected a pilot in {path}; got a {name} that is out of range.")
-    nodes, log_snr = tensors["nodes"], tensors["log_snr"]
-    ends = (int(nodes[0]), int(nodes[-1])) == (1, len(log_snr))
-    if not ends or not bool((nodes.diff() > 0).all()) or not bool((log_snr.diff() < 0).all()):
-        raise ValueError(
-            f"Expected steps of the pilot in {path} to grow from 1 to {len(log_snr)}, and log-SNRs "
-            "to fall; got others."
-        )
-
-
-@dataclass(frozen=True)
-class _Sampler:
-    """Draws terms, controls and curves at the nodes."""
-
-    reverse: ReverseChain
-    controls: Controls
-    x: Tensor
-    context: Tensor | None
-    seed: int
-
-    def draw(
-        self,
-        nodes: Tensor,
-        slots: int,
-        batch_size: int,
-        progress: Callable[[int, int], object] | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Terms (J, M, R), controls (J, M, R, F) and curves (J, M, K + 1); float64."""
-        total, repeats = len(nodes) * slots, _REPEATS
-        seed = derived_seed(self.seed, _NOISE)
-        terms = torch.empty(total, repeats, dtype=torch.float64)
-        controls = torch.empty(total, repeats, self.controls.num_controls, dtype=torch.float64)
-        curves = torch.empty(total, self.controls.num_hats + 1, dtype=torch.float64)
-        for start in range(0, total, batch_size):
-            some = torch.arange(start, min(start + batch_size, total))
-            rows, t = some % len(self.x), nodes[some // slots]
-            x_0 = self.reverse.forward_chain.carry(self.x[rows], exact=True)
-            context = None if self.context is None else self.context[rows]
-            streams = NoiseStreams(seed, some.tolist(), self.reverse.event_shape)
-            prepared = self.controls.prepare(x_0)
-            hats, expected = self.controls.curves(prepared)
-            curves[some] = torch.cat([hats, expected.gather(1, t[:, None] - 1)], 1)
-            noise = torch.stack([streams.normal(x_0) for _ in range(repeats)], 1)
-            for repeat in range(repeats):
-                term = unchecked_term(self.reverse, x_0, t, noise[:, repeat], context)
-                terms[some, repeat] = term.double().cpu()
-            every = t[:, None].expand(-1, repeats)
-            controls[some] = self.controls.noise(prepared, every, noise).double().cpu()
-            if progress is not None:
-                progress(repeats * (int(some[-1]) + 1), repeats * total)
-        shape = (len(nodes), slots)
-        return (
-            terms.reshape(*shape, repeats),
-            controls.reshape(*shape, repeats, -1),
-            curves.reshape(*shape, -1),
-        )

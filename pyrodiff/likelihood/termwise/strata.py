@@ -23,11 +23,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyrodiff.likelihood.jumps import jumps
+
 __all__ = ["Allocation", "Layout", "apart", "every_step", "typical_allocation", "typical_density"]
 
 _SHARES = (0.25, 0.35, 0.4)  # of the three parts
 _JUMP_SHARE = 0.15
-_JUMP = 2.0  # nats of λ, and four times what is usual, make a jump
 _EVEN = 0.75  # of the calls, once every step has a stratum
 _MOST = 4.0  # of the second and third part: more belongs to a jump
 
@@ -67,18 +68,9 @@ def every_step(start: int, num_steps: int) -> Layout:
     return Layout(first, torch.ones_like(first), torch.ones_like(first))
 
 
-def _jumps(log_snr: Tensor) -> Tensor:
-    """Whether λ jumps to a step, (T,) bool."""
-    falls = -log_snr.diff()
-    large = torch.zeros(len(log_snr), dtype=torch.bool)
-    if len(falls):
-        large[1:] = (falls > _JUMP) & (falls > 4 * falls.median())
-    return large
-
-
 def apart(log_snr: Tensor) -> Tensor:
     """Steps that have a stratum of their own, (T,) bool: t = 1 and jumps."""
-    alone = _jumps(log_snr)
+    alone = jumps(log_snr)
     alone[0] = True
     return alone
 
@@ -94,10 +86,10 @@ def typical_density(log_snr: Tensor, unit: Tensor) -> Tensor:
     parts = (torch.ones_like(log_snr), ratios.clamp(max=_MOST), unit.clamp(max=_MOST))
     density = sum(share * part / part.sum() for share, part in zip(_SHARES, parts, strict=True))
     assert isinstance(density, Tensor)
-    jumps = _jumps(log_snr).double()
-    if not bool(jumps.any()):
+    jumped = jumps(log_snr).double()
+    if not bool(jumped.any()):
         return density
-    return (1 - _JUMP_SHARE) * density + _JUMP_SHARE * jumps / jumps.sum()
+    return (1 - _JUMP_SHARE) * density + _JUMP_SHARE * jumped / jumped.sum()
 
 
 @lru_cache(maxsize=8)
