@@ -179,10 +179,9 @@ def build_parts(config: Any, passed: Mapping[str, Any]) -> dict[str, Any]:
             _check_same(kind, passed[kind], description)
     denoiser = descriptions["denoiser"]
     if passed.get("denoiser") is None and not denoiser.get("external"):
-        network = denoiser.get("network")
-        descriptions["network"] = (
-            network if passed.get("network") is not None else described(network)
-        )
+        descriptions["network"] = denoiser.get("network")
+        if passed.get("network") is None:
+            described(descriptions["network"])
     elif passed.get("denoiser") is not None and passed.get("network") is not None:
         raise ValueError("Expected a network or a denoiser, which holds one; got both.")
     missing = {
