@@ -95,9 +95,9 @@ def _sums_of_bits(bits: Tensor) -> list[Tensor]:
 def _canonical(value: Any) -> Any:
     """The same for 4 and 4.0, for tuples and lists."""
     if isinstance(value, dict):
-        return {key: _canonical(entry) for key, entry in sorted(value.items())}
+        return {key: _canonical(item) for key, item in sorted(value.items())}
     if isinstance(value, tuple | list):
-        return [_canonical(entry) for entry in value]
+        return [_canonical(item) for item in value]
     return float(value) if isinstance(value, int | float) else value
 
 
