@@ -86,7 +86,7 @@ class Dequantized(Estimator):
             reverse,
             log_mean_of_weights(log_w) if self.importance else mean_of_draws(log_w),
             kind=self._kind(inner[0].kind),
-            calls=torch.stack([each.calls for each in inner]).sum(0),
+            calls=torch.stack([result.calls for result in inner]).sum(0),
             log_weights=log_w if self.importance else None,
         )
         return replace(result, shared_calls=inner[0].shared_calls)

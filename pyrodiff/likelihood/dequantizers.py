@@ -170,11 +170,11 @@ class VariationalDequantizer(Dequantizer, nn.Module):
             try:
                 for step in range(steps):
                     rows = torch.randint(len(x_0), (batch_size,), generator=generator)
-                    part = None if context is None else context[rows.to(context.device)]
+                    labels = None if context is None else context[rows.to(context.device)]
                     v = x_0[rows.to(x_0.device)]
                     noise = torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v)
-                    loss = self._loss(reverse, bound, v, noise, part)
-                    # not backward(): the model's own gradients are none of this
+                    loss = self._loss(reverse, bound, v, noise, labels)
+                    # not backward(), which would add to the model's own gradients
                     gradients = torch.autograd.grad(loss, parameters)
                     for parameter, gradient in zip(parameters, gradients, strict=True):
                         parameter.grad = gradient

@@ -27,8 +27,8 @@ def sample_checksums(x_0: Tensor, context: Tensor | None = None) -> Tensor:
         x_0: shape (N, …), in the units of the model.
         context: shape (N, …) or None.
     """
-    parts = [x_0] if context is None else [x_0, context]
-    rows = [(part.detach().cpu().float() + 0.0).contiguous().numpy() for part in parts]  # no −0
+    tensors = [x_0] if context is None else [x_0, context]
+    rows = [(v.detach().cpu().float() + 0.0).contiguous().numpy() for v in tensors]  # no −0
     digests = [
         hashlib.blake2b(b"".join(row[i].tobytes() for row in rows), digest_size=8).digest()
         for i in range(len(x_0))
@@ -58,8 +58,8 @@ def check_samples(results: Sequence[tuple[str, Estimates]]) -> tuple[str, ...]:
     dimensions = sorted({result.dimensions for _, result in results})
     if len(dimensions) > 1:
         raise ValueError(f"Expected results of the same samples; got dimensions: {dimensions}.")
-    for place, one in enumerate(results):
-        for other in results[:place]:
+    for number, one in enumerate(results):
+        for other in results[:number]:
             _check_pair(other, one)
     unknown = [
         name for name, result in results if result.checksums is None and result.indices is None
@@ -85,17 +85,17 @@ def _check_pair(one: tuple[str, Estimates], other: tuple[str, Estimates]) -> Non
             )
         if torch.equal(first, second):
             return
-        places = (first != second).nonzero().flatten().tolist()
+        rows = (first != second).nonzero().flatten().tolist()
         raise ValueError(
             f"Expected results of the same samples; got other {what} of {one[0]} and {other[0]} "
-            f"at {len(places)} of {len(first)} places, the first at {places[0]}"
-            f"{_indices(one[1], other[1], places[0])}. Of samples that are the same in other "
+            f"at {len(rows)} of {len(first)} places, the first at {rows[0]}"
+            f"{_indices(one[1], other[1], rows[0])}. Of samples that are the same in other "
             "units a result may leave out what it knows: "
             "dataclasses.replace(result, checksums=None, indices=None)."
         )
 
 
-def _indices(one: Estimates, other: Estimates, place: int) -> str:
+def _indices(one: Estimates, other: Estimates, row: int) -> str:
     if one.indices is None or other.indices is None:
         return ""
-    return f" (indices {int(one.indices[place])} and {int(other.indices[place])})"
+    return f" (indices {int(one.indices[row])} and {int(other.indices[row])})"

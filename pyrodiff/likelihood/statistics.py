@@ -1,4 +1,4 @@
-r"""What K draws tell of their mean, and K weights of the log of theirs: error and interval.
+r"""Errors and intervals of the mean of K draws, and of the log of the mean of K weights.
 
 The mean of draws y_k has standard error s/√K, and an interval from Student's t with
 
@@ -18,17 +18,17 @@ the L of K − 1 weights, whatever their law (Efron and Stein, 1981); the delta 
 
     s_w / (w̄ √K)  =  (K/(K − 1) Σ_k (w_k/Σw − 1/K)²)^½
 
-never exceeds 1, and is 10 times too small where one weight has all the say.  Here
+never exceeds 1, and is 10 times too small where one weight dominates.  Here
 
     1/ν = 1/(K − 1) + a γ_Y²/(K − 3),       a = 9/4, or 3 for the jackknife's own estimate Ȳ
 
 where a and K − 3 are measured (``benchmarks/coverage.py``): the skewness of few pseudo-values is
-less than their law's.  One weight with all the say has a γ_Y² near K, and ν near 0.4.
+less than their law's.  One dominant weight has a γ_Y² near K, and ν near 0.4.
 
-Errors that draws cannot tell are NaN, and ``remarks`` says why.  What decides on it must not depend
-on the error itself, or the intervals that are left would be those that miss: weights count as too
-heavy by their spread on the *lower* side, which says how wide their law is, and nothing of whether
-the few largest are above or below their share.
+Errors that the draws cannot tell are NaN, and ``remarks`` says why.  That decision must not depend
+on the error itself, or the remaining intervals would be those that miss: weights count as too heavy
+by their spread on the *lower* side, which measures how wide their law is without looking at the few
+largest.
 """
 
 import math
@@ -48,7 +48,7 @@ __all__ = [
     "weights_std_error",
 ]
 
-FEWEST = 8  # weights, of which fewer do not tell how heavy the tail is that they come from
+FEWEST = 8  # weights, to judge how heavy their tail is
 WIDEST = 2.5  # nats, root mean square below the median, from which weights are too heavy
 
 ONE_DRAW = "Standard errors are NaN: one draw does not tell its spread."
@@ -139,5 +139,5 @@ def _spread_below(log_w: Tensor) -> Tensor:
     ordered = log_w.sort(-1).values
     median = 0.5 * (ordered[..., half] + ordered[..., -half - 1]).unsqueeze(-1)
     distance = median - ordered[..., :half]
-    some = distance.isfinite()
-    return (distance.where(some, 0.0).square().sum(-1) / some.sum(-1).clamp(min=1)).sqrt()
+    finite = distance.isfinite()
+    return (distance.where(finite, 0.0).square().sum(-1) / finite.sum(-1).clamp(min=1)).sqrt()

@@ -13,9 +13,9 @@ from the chain's first latent to its last.  That is a density of x_1, never of t
     "variational"   mean of log p_1(x_1) + log p_θ(x_0 | x_1) − log q(x_1 | x_0),  x_1 ~ q
     "scaled"        log p_1(α_1 x_0) + d log α_1
 
-makes one of x_0 of it.  The former, for any decoder, is at most log ∫ p_1(x_1) p_θ(x_0 | x_1) dx_1,
-up to the solver's error; the latter is the density of x_1/α_1 = x_0 + e^{−λ_1/2} ε at x_0, which is
-that of continuous data up to O(e^{−λ_1}).
+turns it into one of x_0.  The former, for any decoder, is at most log ∫ p_1(x_1) p_θ(x_0 | x_1)
+dx_1, up to the solver's error; the latter is the density of x_1/α_1 = x_0 + e^{−λ_1/2} ε at x_0,
+which is that of continuous data up to O(e^{−λ_1}).
 
 ∇· is Σ_i ∂_i in few dimensions, and vᵀ (∂/∂x) v with v = ±1 else (Hutchinson, 1990), of one v
 for a whole path, so that the slope is a smooth function of λ.
@@ -209,10 +209,10 @@ class ProbabilityFlow(Estimator):
         certain = self.offset == "scaled" and self._exact(reverse)
         count = 1 if certain else self.particles
         rows = path_rows(batch, count, reverse.event_shape)
-        parts = [self._solves(reverse, *call) for call in rows]
-        log_w = torch.cat([part.log_w for part in parts]).reshape(len(batch), count)
-        calls = torch.cat([part.calls for part in parts]).reshape(len(batch), count)
-        failed = torch.cat([part.failed for part in parts]).reshape(len(batch), count)
+        solves = [self._solves(reverse, *call) for call in rows]
+        log_w, calls, failed = (
+            torch.cat(values).reshape(len(batch), count) for values in zip(*solves, strict=True)
+        )
         batch.failures.add(batch.indices, failed.amax(1))
         summary = log_mean_of_weights(log_w) if self.importance else mean_of_draws(log_w)
         weights = log_w if self.offset == "variational" else None
@@ -238,10 +238,16 @@ class ProbabilityFlow(Estimator):
         """log N(x_T; 0, I) + ∫ div dλ from λ_1 to λ_T, its calls, and the step where it failed."""
         state = torch.cat([x_1.flatten(1), x_1.new_zeros(len(x_1), 1)], 1).double()
         log_snr = flow.reverse.forward_chain.log_snr
-        ends, bounds = (float(log_snr[0]), float(log_snr[-1])), (self.rtol, self.atol)
-        y, calls, lost_at = solve(flow.slope(x_1.dtype), state, *ends, *bounds, self.max_steps)
+        y, calls, lost_at = solve(
+            flow.slope(x_1.dtype),
+            state,
+            start=float(log_snr[0]),
+            end=float(log_snr[-1]),
+            rtol=self.rtol,
+            atol=self.atol,
+            max_steps=self.max_steps,
+        )
         log_p_T = -0.5 * (y[:, :-1].square() + math.log(2 * math.pi)).sum(1)
-        failed = torch.where(
-            lost_at.isnan(), 0.0, flow.reverse.forward_chain.times(lost_at).ceil()
-        ).long()
+        t = flow.reverse.forward_chain.times(lost_at).ceil()
+        failed = torch.where(lost_at.isnan(), 0.0, t).long()
         return _Solves(log_p_T + y[:, -1], calls, failed)

@@ -23,7 +23,7 @@ __all__ = ["Solution", "solve", "step"]
 
 Slope = Callable[[Tensor, Tensor, Tensor], Tensor]
 _FIRST = 1 / 64  # of the way, the first step tried
-_LEAST = 1e-12  # of the way: no step is so small but where f is not finite ahead
+_LEAST = 1e-12  # of the way: steps get as small only where f is not finite ahead
 
 
 class Solution(NamedTuple):
@@ -89,8 +89,8 @@ def solve(
     """y at ``end`` of dy/dt = f(t, y), from y at ``start``.
 
     Args:
-        slope: f(t, y, rows) of the rows still on their way: t of shape (k,), y of shape (k, m),
-            and their places in the batch, (k,); it returns (k, m).
+        slope: f(t, y, rows) of the rows that have not arrived: t of shape (k,), y of shape
+            (k, m), and their numbers in the batch, (k,); it returns (k, m).
         y: shape (n, m), float64 for tolerances below 1e-6.
         rtol, atol: the error allowed in a step.
         max_steps: of one row, the refused ones included.

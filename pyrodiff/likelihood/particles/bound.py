@@ -4,7 +4,7 @@ Particles go from x_T to x_1 by q(x_{t−1} | x_t, x_0), and by resampling in pr
 
     p_θ(x_t:T)/q(x_t:T | x_0) · ψ_t(x_t)                                   (``smc``, ``twists``)
 
-those that will explain x_0 badly are replaced by copies of those that will do it well.  With
+particles that will explain x_0 badly are replaced by copies of those that will do so well.  With
 E Ẑ = p_θ(x_0) for any twist, K and threshold, E log Ẑ ≤ log p_θ(x_0) (Maddison et al., 2017).
 Without resampling Ẑ is the mean of K path weights, the importance bound.
 
@@ -13,9 +13,9 @@ particles, each with the share W_e of Ẑ that descends from it, which to first 
 
     se² = K/(K − 1) Σ_e (W_e − 1/K)²      (Chan and Lai, 2013; Lee and Whiteley, 2018)
 
-and without resampling is the importance bound's.  Resampling here is systematic, which varies less
-than the multinomial one that this is for: it errs on the large side, and by too much to be of use
-where half of the first particles or more have no descendants.
+and without resampling is the importance bound's.  That holds for multinomial resampling.  Here it
+is systematic, which varies less: the error is overestimated, and by too much to be of use where
+half of the first particles or more have no descendants.
 """
 
 import warnings
@@ -57,7 +57,8 @@ class _Guide(Proposal):
     def move(self, x_t: Tensor, t: int, prediction: Prediction, streams: NoiseStreams) -> Move:
         if t == 1:
             return Move(self.x_0, last(self.reverse, x_t, self.x_0, prediction))
-        return move(self.reverse, x_t, self.x_0, t, streams.normal(x_t), prediction)
+        noise = streams.normal(x_t)
+        return move(self.reverse, x_t, self.x_0, t, noise=noise, prediction=prediction)
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,15 @@ class ParticleBound(Estimator):
 
         engine = ParticleFilter(self.particles, self.threshold, batch.rows)
         guide = _Guide(reverse, x_0)
-        return engine.run(reverse, guide, potential, batch.seed, batch.indices, batch.context).cpu()
+        population = engine.run(
+            reverse,
+            guide,
+            potential,
+            seed=batch.seed,
+            indices=batch.indices,
+            context=batch.context,
+        )
+        return population.cpu()
 
 
 def _summary(log_w: Tensor) -> Summary:

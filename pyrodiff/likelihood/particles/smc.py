@@ -1,14 +1,14 @@
 r"""Sequential Monte Carlo in reverse time: K weighted particles carried from x_T to x_0.
 
-A potential ψ_t(x_t) > 0 says how well x_t will explain what is conditioned on, and a proposal q
+A potential ψ_t(x_t) > 0 rates how well x_t will explain what is conditioned on, and a proposal q
 draws x_{t−1} from x_t.  With π(x_t:T) the model's density over q's, the particles at t are weighted
 for the extended target p_θ(x_t:T) ψ_t(x_t) (Del Moral et al., 2006; Naesseth et al., 2019):
 
     w_T ∝ π(x_T) ψ_T(x_T),   w_{t−1} = w_t · π(x_{t−1} | x_t) · ψ_{t−1}(x_{t−1}) / ψ_t(x_t)
 
-and at the last step ψ_0 = 1.  What is kept is the weight without its ψ_t, that of the path so far:
-ψ is there to choose who survives.  Where the effective number of particles (Σ w)²/Σ w² falls below
-a share of K, ancestors a_k are drawn in proportion to w ψ and
+and at the last step ψ_0 = 1.  The weight is stored without its ψ_t, as that of the path so far: ψ
+only decides which particles survive.  Where the effective number of particles (Σ w)²/Σ w² falls
+below a share of K, ancestors a_k are drawn in proportion to w ψ and
 
     x_t^k ← x_t^{a_k},   w^k ← mean(w ψ) / ψ_t(x_t^{a_k}),
 
@@ -40,8 +40,8 @@ Potential = Callable[[Tensor, int, Prediction], Tensor]  # log ψ_t of (x_t, t, 
 class Proposal(ABC):
     """Where particles are drawn from, one row each, and their log π; rows in order of samples.
 
-    ``last_draw`` is the smallest t from which a draw is made: 2 where x_0 is given, else 1.  Below
-    it no particles are resampled, which would lose some and gain nothing.
+    ``last_draw`` is the smallest t from which something is drawn: 1, or 2 where x_0 is data.  Below
+    it no particles are resampled, as that would lose some for nothing.
     """
 
     last_draw: int = 1
@@ -52,22 +52,22 @@ class Proposal(ABC):
 
     @abstractmethod
     def move(self, x_t: Tensor, t: int, prediction: Prediction, streams: NoiseStreams) -> Move:
-        """x_{t−1} and log π(x_{t−1} | x_t) for t = T … 1; at t = 1 all that is left of the target.
+        """x_{t−1} and log π(x_{t−1} | x_t) for t = T … 1; at t = 1 the rest of the target.
 
         Args:
             x_t: shape (rows, *event_shape).
             prediction: of the denoiser at (x_t, t).
-            streams: one per row; takes as many draws as it needs.
+            streams: one per row; any number of draws is taken from them.
         """
 
 
 class Population(NamedTuple):
-    """The particles at the end.
+    """The particles of n samples.
 
-    ``log_weights`` (n, K), nats, float64: the log of the mean of e to them is log Ẑ.  ``eves``
-    (n, K): from which of the K first particles each descends.  ``resamplings`` (n,): how often.
-    ``x`` (n · K, *event_shape).  ``failed`` (n,): the step at which a weight became NaN or +∞,
-    0 where none did; such a sample's weights are NaN in the end, all of them.
+    ``log_weights`` (n, K), nats, float64: of the paths so far; at the end, the log of the mean
+    weight is log Ẑ.  ``eves`` (n, K): which of the K first particles each descends from.
+    ``resamplings`` (n,): how often.  ``x`` (n · K, *event_shape).  ``failed`` (n,): the step at
+    which a weight became NaN or +∞, or 0; all weights of such a sample are NaN in the end.
     """
 
     x: Tensor
@@ -88,8 +88,8 @@ def systematic(
     count = log_weights.shape[1]
     edges = log_weights.softmax(1).cumsum(1)
     points = (torch.arange(count, device=uniform.device) + uniform) / count
-    found = torch.searchsorted(edges, points * edges[:, -1:], right=True)
-    return found.clamp(max=count - 1)
+    ancestors = torch.searchsorted(edges, points * edges[:, -1:], right=True)
+    return ancestors.clamp(max=count - 1)
 
 
 def eve_weights(population: Population) -> Float[Tensor, "n K"]:
@@ -102,7 +102,7 @@ def eve_weights(population: Population) -> Float[Tensor, "n K"]:
 
 @dataclass(frozen=True)
 class ParticleFilter:
-    """The loop.
+    """Propagation, weighting and resampling of the particles of several samples.
 
     Args:
         particles: K for each sample.
@@ -192,10 +192,10 @@ class ParticleFilter:
         """The prediction at (x, t), in network calls of at most ``rows`` rows."""
         if len(x) <= self.rows:
             return predict(reverse, x, t, context)
-        parts = x.split(self.rows)
-        contexts = [None] * len(parts) if context is None else context.split(self.rows)
-        pairs = zip(parts, contexts, strict=True)
-        x0_hat, raw = zip(*(predict(reverse, part, t, own) for part, own in pairs), strict=True)
+        blocks = x.split(self.rows)
+        contexts = [None] * len(blocks) if context is None else context.split(self.rows)
+        predictions = map(lambda x, c: predict(reverse, x, t, c), blocks, contexts)
+        x0_hat, raw = zip(*predictions, strict=True)
         return Prediction(torch.cat(x0_hat), None if raw[0] is None else torch.cat(raw))
 
 

@@ -1,16 +1,17 @@
 r"""Twists: positive functions ψ_t(x_t) by which a particle bound ranks its particles.
 
-The best is ψ_t(x_t) = p_θ(x_0 | x_t), which would leave weights all alike.  What can be computed:
+The best is ψ_t(x_t) = p_θ(x_0 | x_t), with which all weights would be equal.  Computable are
 
-    DenoisedTwist    N(x_0; x̂_0(x_t), r_t I)      what the denoiser says; needs no further calls
+    DenoisedTwist    N(x_0; x̂_0(x_t), r_t I)      the denoiser's prediction; no further calls
     MarginalTwist    q(x_t | x_0) / q̂_t(x_t)       Bayes' rule, with a mixture fitted to other data
     NoTwist          1                             the weights of the path so far
 
 The first is right where x_0 given x_t is nearly N(x̂_0, r_t I), and costs several nats where it is
 not (data of separate modes, over a thousand steps); with r_t too small a weight 1/ψ may have no
-variance.  The second is as good as its mixture.  The last is a lesson: p_θ(x_t:T)/q(x_t:T | x_0)
-is least for an x_t that tells most of x_0, as few x_t of the model do, so that resampling by it
-removes the good particles.  (Guarniero, Johansen and Lee, 2017; Wu et al., 2023, for diffusion.)
+variance.  The second is as good as its mixture.  The last shows what goes wrong without a twist:
+p_θ(x_t:T)/q(x_t:T | x_0) is least for an x_t that is close to x_0, as few x_t of the model are, so
+that resampling by it removes the good particles.  (Guarniero, Johansen and Lee, 2017; Wu et al.,
+2023, for diffusion.)
 
 Any ψ leaves the particle bound a bound; a poor one makes it a loose bound.
 """
@@ -37,7 +38,7 @@ __all__ = ["DenoisedTwist", "MarginalTwist", "NoTwist", "Twist"]
 
 
 class Twist(ABC):
-    """log ψ_t(x_t), up to what x_t does not change."""
+    """log ψ_t(x_t), up to a constant in x_t."""
 
     @abstractmethod
     def log_value(
@@ -110,7 +111,7 @@ class DenoisedTwist(Twist):
         points: int = 32,
         seed: int = 0,
     ) -> Self:
-        """r_t = mean (x_0 − x̂_0(x_t))² over samples and dimensions, from other data than is judged.
+        """r_t = mean (x_0 − x̂_0(x_t))² over samples and dimensions of data that are not scored.
 
         Measured at ``points`` steps, with one network call of all samples at each, and
         interpolated between them in log r against λ.
@@ -166,7 +167,7 @@ class MarginalTwist(Twist):
         """A mixture with full covariances, by expectation and maximisation (scikit-learn).
 
         Args:
-            x_0: shape (N, *event_shape), other data than is judged.
+            x_0: shape (N, *event_shape), other data than those to be scored.
             components: K.
             ridge: added to every covariance's diagonal.
             seed: of the initialisation.
@@ -174,7 +175,7 @@ class MarginalTwist(Twist):
         from sklearn import mixture
 
         options: dict[str, Any] = {"reg_covar": ridge, "random_state": seed}
-        found = mixture.GaussianMixture(components, **options)
-        found.fit(x_0.detach().flatten(1).double().cpu().numpy())
-        parts = (found.weights_, found.means_, found.covariances_)
-        return cls(GaussianMixture(*(torch.from_numpy(part) for part in parts)))
+        fitted = mixture.GaussianMixture(components, **options)
+        fitted.fit(x_0.detach().flatten(1).double().cpu().numpy())
+        arrays = (fitted.weights_, fitted.means_, fitted.covariances_)
+        return cls(GaussianMixture(*map(torch.from_numpy, arrays)))

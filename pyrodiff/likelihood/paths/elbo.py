@@ -1,13 +1,13 @@
 r"""The bound from whole paths: the mean of log w over paths x_1:T ~ q(x_1:T | x_0).
 
-E[log w] is the same bound as the sum of the KL terms, at the same T network calls a path; on a good
-model log w varies far less, as what the noise adds to one term it takes from another.
+E[log w] is the same bound as the sum of the KL terms, at the same T network calls a path.  On a
+good model log w varies far less, as the noise moves neighbouring terms in opposite directions.
 
-As a sum over many steps log w is nearly normal, and its mean has an interval from few paths.  Not
-so where one step decides: at the end of a cosine schedule λ jumps by 7, x̂_0 is the network's error
-over α_T ≈ 0, and a rare error of it there costs a hundred times what paths vary by.  A handful of
-paths without one cannot tell, so the standard error is NaN where the step over which λ jumps makes
-more than a quarter of the variance of log w, and for fewer than 8 paths over a jump.
+As a sum over many steps log w is nearly normal, and its mean has an interval from few paths.  That
+fails where one step dominates: at the end of a cosine schedule λ jumps by 7, the error of x̂_0 is
+the network's over α_T ≈ 0, and a rare large one there costs a hundred times the usual spread.  A
+few paths are likely to miss it.  So the standard error is NaN where the step over which λ jumps
+makes more than a quarter of the variance of log w, and for fewer than 8 paths over a jump.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ from pyrodiff.likelihood.statistics import Summary, mean_of_draws
 
 __all__ = ["PathBound", "summary", "weights_and_jump"]
 
-_SHARE = 0.25  # of the variance of log w, which one step may make if it jumps further
-_FEWEST = 8  # paths, of which fewer do not tell that share
+_SHARE = 0.25  # of the variance of log w, up to which a jump may make it
+_FEWEST = 8  # paths, to estimate that share from
 JUMP = (
     "Some standard errors are NaN: the step over which the log-SNR jumps makes over a quarter of "
     "the variance of log w, and few paths do not tell how heavy its tail is."
@@ -73,22 +73,21 @@ class PathBound(Estimator):
         )
 
 
-def weights_and_jump(reverse: ReverseChain, batch: Batch, paths: int) -> tuple[Tensor, Tensor]:
-    """log w, and its summand at the jump of λ, or zeros: nats, float64 on the CPU, (n, paths)."""
+def weights_and_jump(reverse: ReverseChain, batch: Batch, particles: int) -> tuple[Tensor, Tensor]:
+    """log w, and its summand at the jump of λ, or zeros: nats, float64 on the CPU, (n, K)."""
     t = widest_jump(reverse.forward_chain.log_snr)
-    place = None if t is None else reverse.num_steps + 1 - t
-    return weights_and_summand(reverse, batch, paths, place)
+    number = None if t is None else reverse.num_steps + 1 - t
+    return weights_and_summand(reverse, batch, particles, number)
 
 
 def summary(log_w: Tensor, jump: Tensor) -> Summary:
-    """The mean of log w, (n, paths), whose error is NaN where the jump makes its variance."""
-    found, count = mean_of_draws(log_w), log_w.shape[1]
+    """The mean of log w, (n, K), with an error of NaN where the jump dominates its variance."""
+    mean, count = mean_of_draws(log_w), log_w.shape[1]
     unknown = jump.var(1, correction=0) > _SHARE * log_w.var(1, correction=0)
     if 1 < count < _FEWEST:
         unknown = (jump != 0).any(1)
     if not bool(unknown.any()):
-        return found
+        return mean
     remarks = JUMP if count >= _FEWEST else FEW_PATHS
-    return found._replace(
-        std_error=found.std_error.masked_fill(unknown, torch.nan), remarks=remarks
-    )
+    std_error = mean.std_error.masked_fill(unknown, torch.nan)
+    return mean._replace(std_error=std_error, remarks=remarks)

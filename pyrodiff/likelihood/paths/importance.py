@@ -7,7 +7,7 @@ Its bias falls as 1/K where the weights have a variance; the jackknife removes t
 
     K L̂_K − (K − 1) mean_k L̂_{K−1}^{(−k)}                        (Nowozin, 2018)
 
-and is then no bound any more.  Either has the standard error of the jackknife (``statistics``).
+which is no longer a bound.  Either has the standard error of the jackknife (``statistics``).
 """
 
 from dataclasses import dataclass

@@ -8,8 +8,8 @@ the lower bound of Burda et al. (2016, equation 8):
 
 with w = p_θ(x_0:T)/q(x_1:T | x_0) along each path, w* along the one that made x_0.  The upper one
 holds as the inverse of its mean weight is unbiased for 1/p_θ(x_0).  Both tighten with K, so that
-their distance says how loose the lower bound can be on such samples (not on data: a model may be
-easier to bound where it samples than where it is asked).
+their distance limits how loose the lower bound is on such samples (not on data: a model may be
+easier to bound at its own samples).
 
 w* takes one pass and keeps no trajectory, as in noising order only one factor of
 
@@ -190,12 +190,14 @@ class SandwichBound(Estimator):
 
         def estimate_rows(rows: slice, failures: Failures) -> LogLikelihood:
             indices = range(rows.start, rows.stop)
-            part = None if context is None else context[rows]
+            rows_context = None if context is None else context[rows]
             streams = NoiseStreams(seed, indices, reverse.event_shape)
-            (x_0, log_w), failed = generate(reverse, streams, part)
+            (x_0, log_w), failed = generate(reverse, streams, rows_context)
             failures.add(indices, failed)
             exact = reverse.forward_chain.carry(x_0, exact=True)
-            batch = Batch(exact, part, indices, noise_seed(seed), batch_size, failures)
+            batch = Batch(
+                exact, rows_context, indices, noise_seed(seed), rows=batch_size, failures=failures
+            )
             lower = self.estimate_batch(reverse, batch)
             samples.append(x_0)
             above.append(self._upper(reverse, lower, log_w.cpu()))

@@ -52,7 +52,7 @@ class Move(NamedTuple):
 
 
 def _finite_or_nan(log_ratio: Tensor) -> Tensor:
-    """−∞ would be a weight of 0, which a mean of weights takes without a word."""
+    """−∞ would be a weight of 0, which no mean of weights shows."""
     return torch.where(log_ratio.isfinite(), log_ratio, torch.nan)
 
 
@@ -92,9 +92,9 @@ def move(
     wide = reverse.step(t, x_t)
     log_variance = reverse.log_variance(wide, prediction)
     log_rho, gap = wide.log_small - log_variance, gap * wide.c_0
-    each = 0.5 * (log_rho - torch.expm1(log_rho) * noise.square())
-    each -= gap * torch.add(shift, gap, alpha=0.5) * (-log_variance).exp()
-    return Move(x, _finite_or_nan(each.sum(_axes(x)).double()))
+    log_ratio = 0.5 * (log_rho - torch.expm1(log_rho) * noise.square())
+    log_ratio -= gap * torch.add(shift, gap, alpha=0.5) * (-log_variance).exp()
+    return Move(x, _finite_or_nan(log_ratio.sum(_axes(x)).double()))
 
 
 def _fixed_log_ratio(reverse: ReverseChain, gap: Tensor, step: Step, shift: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def log_ratios(
     yield log_ratio
     for t in range(reverse.num_steps, 1, -1):
         prediction = predict(reverse, x, t, context)
-        x, log_ratio = move(reverse, x, x_0, t, streams.normal(x), prediction)
+        x, log_ratio = move(reverse, x, x_0, t, noise=streams.normal(x), prediction=prediction)
         yield log_ratio
     yield last(reverse, x, x_0, predict(reverse, x, 1, context))
 
@@ -142,9 +142,9 @@ def _path(
     x_0: Tensor,
     context: Tensor | None,
     streams: NoiseStreams,
-    place: int | None,
+    number: int | None,
 ) -> Tensor:
-    """log w of one path per row, its summand at ``place``, and the step where it failed; (3, rows).
+    """log w of one path per row, one of its summands, and the step where it failed; (3, rows).
 
     All are float64; the step is 0 where nothing failed.
     """
@@ -156,42 +156,42 @@ def _path(
     ):
         total += log_ratio
         failed = failed_at(failed, t, total)
-        if n == place:
+        if n == number:
             summand += log_ratio
     return torch.stack([total.masked_fill(failed > 0, torch.nan), summand, failed.to(total)])
 
 
-def path_weights(reverse: ReverseChain, batch: Batch, paths: int) -> Tensor:
-    """log w of each sample's paths, nats, float64 on the CPU, shape (n, paths).
+def path_weights(reverse: ReverseChain, batch: Batch, particles: int) -> Tensor:
+    """log w of each sample's paths, nats, float64 on the CPU, shape (n, K).
 
-    At most ``batch.rows`` paths are held at once, those of one sample or of several.
+    At most ``batch.rows`` paths are in memory at once, of one sample or of several.
     """
-    return weights_and_summand(reverse, batch, paths, None)[0]
+    return weights_and_summand(reverse, batch, particles, None)[0]
 
 
 def weights_and_summand(
-    reverse: ReverseChain, batch: Batch, paths: int, place: int | None
+    reverse: ReverseChain, batch: Batch, particles: int, number: int | None
 ) -> tuple[Tensor, Tensor]:
-    """``path_weights``, and their summand at a place in ``log_ratios``; zeros for None."""
-    calls = path_rows(batch, paths, reverse.event_shape)
-    parts = [_path(reverse, *call, place).cpu() for call in calls]
-    log_w, summand, failed = torch.cat(parts, 1).reshape(3, len(batch), paths)
+    """``path_weights``, and one summand of each, by its number in ``log_ratios``; 0 for None."""
+    calls = path_rows(batch, particles, reverse.event_shape)
+    blocks = [_path(reverse, *call, number=number).cpu() for call in calls]
+    log_w, summand, failed = torch.cat(blocks, 1).reshape(3, len(batch), particles)
     batch.failures.add(batch.indices, failed.amax(1).long())
     return log_w, summand
 
 
 def path_rows(
-    batch: Batch, paths: int, event_shape: torch.Size
+    batch: Batch, particles: int, event_shape: torch.Size
 ) -> Iterator[tuple[Tensor, Tensor | None, NoiseStreams]]:
-    """x_0, context and noise streams of the rows of one network call after the other.
+    """x_0, context and noise streams of each block of rows, a network call's worth at a time.
 
-    Row r of all is path r mod ``paths`` of the batch's sample r // ``paths``.
+    Row r of all is path r mod K of the batch's sample r // K, for K particles.
     """
-    total = len(batch) * paths
+    total = len(batch) * particles
     for start in range(0, total, batch.rows):
         rows = range(start, min(start + batch.rows, total))
-        sample = [row // paths for row in rows]
-        indices, numbers = [batch.indices[i] for i in sample], [row % paths for row in rows]
+        sample = [row // particles for row in rows]
+        indices, numbers = [batch.indices[i] for i in sample], [row % particles for row in rows]
         streams = NoiseStreams(batch.seed, indices, event_shape, numbers)
         context = None if batch.context is None else batch.context[sample]
         yield batch.x_0[sample], context, streams

@@ -9,14 +9,14 @@ of less variance where b is near the terms.  b is a combination of w_t, the term
 knows nothing, of w_t/(1 + SNR_t), those of the best one for standard normal data, and of the curve
 that a pilot expects.  Draws of a stratum alternate between two halves, and the curve for either is
 fitted to the other: z has the expectation of f y, whatever was fitted (cross-fitting, as in
-Chernozhukov et al., 2018).  The first curve is not penalised, so that a sum without noise comes out
-exact, and a pilot's curve that misses a sample is not taken for more than it is worth.  A pilot
-whose curves missed the samples held back by less than their noise is taken as it is.
+Chernozhukov et al., 2018).  The first curve is hardly penalised, so that a sum without noise comes
+out exact, and a pilot's curve that does not fit a sample gets a small coefficient.  Where a pilot's
+curves missed its held-back samples by less than their noise, its curve is subtracted unchanged.
 
-The halves' coefficients are not independent of each other's draws, and the variance within a
-stratum knows nothing of it.  A margin of p/(n/2), for p coefficients from n/2 draws each, stands
-for that: the variance is right to 3 % without it, and up to a fifth too large with it at 32 calls,
-whose intervals then cover what they should.
+Each half's coefficients depend on the draws of the other, which the variance within a stratum does
+not show.  A margin of p/(n/2), for p coefficients from n/2 draws each, allows for it.  Without it
+the variance is right to 3 %; with it, it is up to a fifth too large at 32 calls, and intervals from
+so few have the coverage that they claim.
 """
 
 import torch
@@ -26,7 +26,7 @@ from pyrodiff.likelihood.termwise.strata import Layout
 
 __all__ = ["baseline_curves", "shared_error", "subtract_baseline"]
 
-_FEWEST_DRAWS = 32  # for coefficients of one's own: fitted to fewer, they lose to even strata
+_FEWEST_DRAWS = 32  # to fit coefficients to: from fewer they cost more than they save
 _PENALTIES = (1e-13, 1e-3, 1e-6)  # of the three curves, relative to their mean squares
 
 
@@ -60,7 +60,7 @@ def subtract_baseline(
         t, factor: of the draws, shape (n, c).
         layout: with c draws.
         curves: b's parts, shape (n, p, T) or (p, T); a third is a pilot's.
-        as_it_is: the third one is b.
+        as_it_is: take the third one for b.
     """
     stratum = layout.stratum
     wide = layout.width[stratum] > 1  # the sum over a single step is a draw as it is
@@ -71,9 +71,9 @@ def subtract_baseline(
     centred = columns - layout.sums(curves)[..., stratum]
     if as_it_is or layout.total < _FEWEST_DRAWS:
         return values - centred[:, 2] if curves.shape[1] > 2 else values
-    place = torch.arange(layout.total) - (layout.draws.cumsum(0) - layout.draws)[stratum]
-    half = place % 2
-    share = wide / layout.draws[stratum]  # what a draw counts for in the sum
+    position = torch.arange(layout.total) - (layout.draws.cumsum(0) - layout.draws)[stratum]
+    half = position % 2
+    share = wide / layout.draws[stratum]  # the weight of a draw in the sum
     result = values.clone()
     for one in (0, 1):
         fit, use = (half != one) & wide, (half == one) & wide

@@ -4,12 +4,12 @@ r"""The bound, term by term: −KL_T − Σ_t L_t with the sum over t taken in s
                                 μ(s)/μ_t (L_t − b_t − γ_t·c)
 
 The strata s partition 1 … T, so the estimate is unbiased at any budget.  They and the density μ
-follow the chain (``layout``), or what a pilot found on other data, which also says what is
-subtracted: control variates c of mean zero, and a baseline b whose sum is known (``controls``).
-What is known of every term without the network is subtracted always (``known``), as is what half
-of the draws say of the other half (``baseline``).  The variance Σ_s s_s²/n_s of the estimate is
-known from n_s ≥ 2 draws.  A reconstruction that the decoder explains without the network is
-computed, not drawn.
+follow from the chain alone (``strata``), or from a pilot on other data.  The pilot also says what
+to subtract: control variates c of mean zero, and a baseline b whose sum is known (``controls``).
+What follows of every term without the network is always subtracted (``known``), and so is what
+half of the draws predict of the other half (``baseline``).  The variance of the estimate,
+Σ_s s_s²/n_s, is estimated from n_s ≥ 2 draws.  A reconstruction that the decoder explains without
+the network is computed, not drawn.
 """
 
 import math
@@ -31,13 +31,15 @@ from pyrodiff.likelihood.termwise.strata import every_step
 __all__ = ["FEWEST_CALLS", "TermwiseBound"]
 
 _FIRST_STAGE = 32  # calls that fix a sample's budget
-_GRID = 2**0.25  # budgets are powers of it, so that samples of equal budgets work together
+_GRID = 2**0.25  # budgets are powers of it, so that samples of equal budgets share network calls
 _MOST = 64  # passes over the whole chain that a sample's budget may amount to
-_CAUTION = 0.25  # chance that the first stage underrates the variance that it plans for
+_CAUTION = 0.25  # the chance that the first stage underestimates the variance
 FEWEST_CALLS = 32  # for an interval of one sample
-_FEWEST_EXPECTED = 1.3  # degrees of freedom, by a pilot: a sample's own draws may not choose
+_FEWEST_EXPECTED = (
+    1.3  # degrees of freedom, from a pilot: chosen by its own draws, an interval misses
+)
 
-_NO_ERROR = "Standard errors are NaN: one draw of each step does not know its spread."
+_NO_ERROR = "Standard errors are NaN: one draw of each step does not tell its spread."
 _FEW_CALLS = (
     f"Intervals are NaN below {FEWEST_CALLS} network calls per sample: so few draws know the mean "
     "square of the errors, not how they are distributed."
@@ -62,9 +64,9 @@ class TermwiseBound(Estimator):
             four end at or below.  A budget never exceeds 64 passes over the chain.
         pilot: what was learned on other data (``Pilot.fit``).
 
-    Intervals are skewed as the draws are.  Below 32 calls, and where a pilot saw tails that so few
-    draws cannot know, they are NaN (``remarks``): the error itself, right in mean square over
-    samples, says little of one sample there.
+    Intervals follow the skewness of the draws.  Below 32 calls, and where a pilot saw tails too
+    heavy for so few draws, they are NaN (``remarks``): the standard error is right in mean square
+    over samples there, but says little of a single one.
 
     Raises:
         ValueError: fewer than 2 calls, a standard error that is not positive; on
@@ -117,7 +119,7 @@ class TermwiseBound(Estimator):
         return replace(result, terms=-terms, timesteps=timesteps)
 
     def _two_stages(self, scorer: Scorer) -> LogLikelihood:
-        """Budgets from a first stage; values from fresh draws."""
+        """Budgets from a first stage, values from fresh draws."""
         assert self.std_error is not None
         first = self.calls or _FIRST_STAGE
         layout = scorer.layout(first)
@@ -126,12 +128,11 @@ class TermwiseBound(Estimator):
         columns = torch.empty(5, len(budgets), dtype=torch.float64)
         spent = torch.zeros_like(budgets)
         for budget in budgets.unique().tolist():
-            some = (budgets == budget).nonzero().flatten()
+            rows = (budgets == budget).nonzero().flatten()
             fresh = scorer.layout(budget)
-            spent[some] = fresh.total
-            columns[:, some] = torch.stack(scorer.take(some).score(fresh, path=1)[:5])
-        value, variance, freedom, skewness, expected = columns.unbind()
-        score = Score(value, variance, freedom, skewness, expected, stage.terms)
+            spent[rows] = fresh.total
+            columns[:, rows] = torch.stack(scorer.take(rows).score(fresh, path=1)[:5])
+        score = Score._make([*columns.unbind(), stage.terms])
         return self._result(scorer, score, layout.total + spent, spent)
 
     def _result(self, scorer: Scorer, score: Score, calls: Tensor, spent: Tensor) -> LogLikelihood:

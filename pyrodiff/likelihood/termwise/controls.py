@@ -1,4 +1,4 @@
-r"""Control variates for a term of the bound: what is known of it before the network is asked.
+r"""Control variates for a term of the bound: what follows of it without the network.
 
 A term is L_t = w ‖x_0 − x̂_0(x_t)‖² + const, x_t = α x_0 + σ ε.  Given x_0, these have mean zero:
 
@@ -13,9 +13,9 @@ known mean.  With z = Qᵀε,
     x̂_0 = m + Q diag(g) Qᵀ (x_t − α m),   g = α e/(α² e + σ²),   r = (1 − α g) Qᵀ(x_0 − m),
     ‖x_0 − x̂_0‖² = ‖r‖² − 2σ Σ_i r_i g_i z_i + σ² Σ_i g_i² z_i²
 
-so Σ r g z and Σ g² (z² − 1) vary with L_t as far as the network is near it, and its mean over ε,
-E_t = Σ r² + σ² Σ g², says how L_t varies with x_0 and t.  Any functions of (x_0, t) would do: what
-they are decides how much variance goes, never what the expectation is.
+so Σ r g z and Σ g² (z² − 1) are correlated with L_t as far as the network resembles that denoiser,
+and its mean over ε, E_t = Σ r² + σ² Σ g², predicts how L_t varies with x_0 and t.  Any functions of
+(x_0, t) would do: the choice decides how much variance is removed, never the expectation.
 """
 
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ from pyrodiff.kernels import marginal_coefficients
 __all__ = ["Controls", "Prepared", "is_image"]
 
 _RANK = 1024  # directions of the covariance that are kept at most
-_FLOOR = 1e-3  # least eigenvalue, of their mean: directions that the data hardly know
-_CLIP = 4.0  # standard deviations beyond which a sample's place in a direction counts no more
+_FLOOR = 1e-3  # least eigenvalue, relative to their mean: data hardly vary in such directions
+_CLIP = 4.0  # standard deviations at which a sample's coordinates are clipped
 
 
 class Prepared(NamedTuple):
-    """What the controls need of a batch of samples, once: float32 or float64 as the data."""
+    """What the controls need of a batch of samples; of the data's dtype."""
 
     hats: Tensor
     """φ_k(x_0,i), shape (n, d, K)."""
@@ -46,14 +46,13 @@ class Prepared(NamedTuple):
 
 
 def is_image(event_shape: torch.Size) -> bool:
-    """Whether events are (channels, height, width) with surroundings to speak of."""
+    """Whether events are (channels, height, width) of at least 3 × 3 pixels."""
     return len(event_shape) == 3 and min(event_shape[1:]) >= 3
 
 
 def _fields(x_0: Tensor) -> list[Tensor]:
-    """What hat functions are taken of, shape of x_0: the values, and of images their surroundings.
-
-    Those are the mean and the standard deviation of 3×3 pixels, the edges repeated.
+    """What hat functions are taken of, each of x_0's shape: the values, and for images also their
+    surroundings, the mean and the standard deviation of 3×3 pixels, edges repeated.
     """
     if not is_image(x_0.shape[1:]):
         return [x_0]
@@ -63,7 +62,7 @@ def _fields(x_0: Tensor) -> list[Tensor]:
 
 
 def _knots(values: Tensor) -> Tensor:
-    """The ends, points 1 % and 10 % inside (atoms at the ends stand apart), three in between."""
+    """The ends, points 1 % and 10 % inside (the ends may be atoms), and three in between."""
     low, high = float(values.min()), float(values.max())
     inside = values[(values > low) & (values < high)][:1_000_000]
     between: list[float] = []
@@ -119,11 +118,11 @@ class Controls:
         eigenvalues, basis = torch.linalg.eigh(covariance)
         eigenvalues, basis = eigenvalues[-_RANK:], basis[:, -_RANK:]
         floor = _FLOOR * float(eigenvalues.clamp(min=0).mean()) + 1e-12
-        some = x[:: max(1, x.numel() // 2_000_000)].double().cpu()  # enough for quantiles
-        rows = [_knots(field.flatten()) for field in _fields(some)]
+        sample = x[:: max(1, x.numel() // 2_000_000)].double().cpu()  # enough for quantiles
+        rows = [_knots(field.flatten()) for field in _fields(sample)]
         knots = torch.nn.utils.rnn.pad_sequence(rows, True, torch.nan)
-        parts = (knots, mean, eigenvalues.clamp(min=floor), basis.contiguous())
-        return cls(log_snr.cpu(), *parts)
+        eigenvalues = eigenvalues.clamp(min=floor)
+        return cls(log_snr.cpu(), knots, mean, eigenvalues, basis.contiguous())
 
     @cached_property
     def gain(self) -> Tensor:
@@ -147,17 +146,17 @@ class Controls:
         if key not in self._tables:
             g, rest, e = self.gain, self.residual, self.eigenvalues
             # divided by the spread over data and noise, so that coefficients change slowly with t
-            parts = (
+            weights = (
                 (rest * g, (rest * g).square() * e),
                 (g.square(), 2 * g**4),
                 (rest, rest.square() * e),
             )
-            rows = [value / square.sum(1, keepdim=True).sqrt() for value, square in parts]
+            rows = [value / square.sum(1, keepdim=True).sqrt() for value, square in weights]
             self._tables[key] = torch.stack(rows).to(like)
         return self._tables[key]
 
     def prepare(self, x_0: Tensor) -> Prepared:
-        """What is needed of samples (n, *event_shape)."""
+        """What the controls need of samples (n, *event_shape)."""
         flat, fields = x_0.flatten(1), _fields(x_0)
         pairs = zip(fields, self.knots, strict=True)
         hats = [hat_functions(f.flatten(1), k[~k.isnan()].to(flat)) for f, k in pairs]
@@ -206,7 +205,7 @@ class Controls:
         return torch.cat([hats[:, 0], hats[:, 1], torch.stack(affine, 2)], 2)
 
     def curves(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
-        """What is known of L_t without noise; float64 on the CPU.
+        """What predicts L_t without noise; float64 on the CPU.
 
         Returns:
             Σ_i φ_k(x_0,i)/d, shape (n, K), and E_t over its mean over the data, shape (n, T).

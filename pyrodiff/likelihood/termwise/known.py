@@ -6,9 +6,9 @@ Where the variance Σ_t is fixed, a term is a multiple of one square, and a numb
     w_t = c_0²/(2Σ_t),   k_t = ½ Σ_i (β̃_t/Σ_t − 1 − log β̃_t/Σ_t)        for t ≥ 2
     w_1 = 1/(2 s²),      k_1 = ½ Σ_i log 2π s²                           with a Gaussian decoder
 
-(Ho et al., 2020, equation 8).  The square is of about d at most and changes slowly with λ; all
-that jumps, as at t = 1 and at the end of a cosine, is in w and k.  Where the network has a say in
-the variance, k is 0 and w that of its raw output 0: a scale to go by, and no more.
+(Ho et al., 2020, equation 8).  The square is about d at most and changes slowly with λ; whatever
+jumps, as at t = 1 and at the end of a cosine schedule, is in w and k.  For a learned variance k is
+0 and w that of a raw output of 0, which serves as a scale alone.
 """
 
 import math
@@ -39,9 +39,9 @@ class KnownTerms(NamedTuple):
 def known_terms(reverse: ReverseChain) -> KnownTerms:
     """k_t and w_t of a model."""
     chain, shape = reverse.forward_chain, reverse.event_shape
-    every = torch.arange(1, chain.num_steps + 1)
+    t = torch.arange(1, chain.num_steps + 1)
     like = torch.zeros((), dtype=torch.float64).expand(chain.num_steps, *shape)
-    step = chain.step(every, like, len(shape))
+    step = chain.step(t, like, len(shape))
     learned, decoder = reverse.variance.learned, reverse.decoder
     log_variance = reverse.variance.log_variance(step, torch.zeros_like(like) if learned else None)
     log_variance = log_variance.double().cpu().expand_as(like).flatten(1)

@@ -1,4 +1,4 @@
-r"""What draws in strata say of the error of their sum.
+r"""The error of a sum over strata, estimated from their draws.
 
 The sum of stratum means z̄_s of n_s draws has, without bias,
 
@@ -10,9 +10,9 @@ The degrees of freedom are those of a sum of variances (Satterthwaite, 1946),
     ν = 2 (E V)²/Var V ≈ 2 V²/U − 2,   U = Σ_s v_s² r_s/(1 + r_s),   r_s = 2/(n_s − 1) + κ/n_s,
 
 where r_s is the squared relative error of v_s for draws of excess kurtosis κ: U is unbiased for
-Var V, and V² − U for (E V)².  One stratum of normal draws has n − 1.  κ is what a pilot saw, and
-at least 2, that of a χ² with six degrees of freedom: terms are near to squares of few directions.
-Small samples underrate a skewness; what M₃/V^{3/2} says is raised by half.
+Var V, and V² − U for (E V)².  One stratum of normal draws has n − 1.  κ comes from a
+pilot, and is at least 2, that of a χ² with six degrees of freedom, as terms are nearly sums of few
+squares.  Small samples underestimate a skewness: M₃/V^{3/2} is raised by half.
 """
 
 from typing import NamedTuple
@@ -45,10 +45,12 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, draws: Tensor, layout: Layout, kurtosis: Tensor | None = None) -> "Moments":
-        """Of draws (n, c) in the order of the strata; one draw knows nothing of its spread.
+        """Of draws (n, c) in the order of the strata; a stratum of one draw has variance NaN.
 
         Args:
-            kurtosis: κ of each stratum's draws, shape (S,), where it is known.
+            draws: shape (n, c).
+            layout: with c draws.
+            kurtosis: κ of each stratum's draws, shape (S,), or None where unknown.
         """
         stratum, count = layout.stratum, layout.draws.double()
 
@@ -66,7 +68,7 @@ class Moments(NamedTuple):
 
     @property
     def freedom(self) -> Tensor:
-        """ν, shape (n,); without any spread n − S."""
+        """ν, shape (n,); n − S where there is no spread."""
         count, relative = self.draws.double(), relative_error(self.draws, self.kurtosis)
         errors = (self.variance.square() * relative / (1 + relative)).sum(1)
         none = max(1.0, float((count - 1).sum()))

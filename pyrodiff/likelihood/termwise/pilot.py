@@ -1,17 +1,17 @@
-r"""A pilot: what some network calls on *other* data say of the terms of the bound.
+r"""A pilot: what some network calls on *other* data tell about the terms of the bound.
 
 At a few dozen steps t_j, spread over the chain as calls are without a pilot, it draws L_t several
-times for each of some samples.  In units of u_t = w_t/(1 + SNR_t), by which terms do not jump where
+times for each of some samples.  In units of u_t = w_t/(1 + SNR_t), in which terms do not jump where
 λ does, it regresses them on the control variates c and the curves b of ``Controls``,
 
     (L_t − k_t)/u_t ≈ β_t·b_t(x_0) + γ_t·c_t(x_0, ε)
 
-and keeps at each step what helps on samples held back (``regression``).  Coefficients are
-interpolated in λ; draws in the middle between two nodes say how far that goes.  As none of it has
-seen the samples to be scored nor their noise, any estimate that subtracts u γ·c (of mean zero) and
-u β·b (whose sum over t is known) has the same expectation as without.  Calls then go where the
-spread is that is left, and a fifth of them where they would go without a pilot.  The kurtosis that
-is left says what an error from few draws is worth.
+and keeps at each step what helps on held-back samples (``regression``).  Coefficients are
+interpolated in λ, and shrunk by draws half way between two nodes.  Nothing of this depends on the
+samples to be scored or on their noise: subtracting u γ·c (of mean zero) and u β·b (whose sum over t
+is known) leaves the expectation as it is.  Calls then go where the remaining spread is, and a fifth
+of them where they would go without a pilot.  The remaining kurtosis tells how reliable an error
+from few draws is.
 """
 
 import math
@@ -37,12 +37,12 @@ from pyrodiff.networks.modes import evaluation_mode
 __all__ = ["Pilot"]
 
 _TRUST = 0.8  # the share of calls that goes where the pilot says
-_MISFIT = 0.25  # of a misfit over samples, what varies within a stratum
-_FLOOR = 1e-3  # of the mean spread: what a step is taken for at least
+_MISFIT = 0.25  # the share of a misfit over samples that varies within a stratum
+_FLOOR = 1e-3  # of the mean spread, added to that of every step
 
 
 def _learn(drawn: Drawn, nodes: Tensor, fitted: Tensor, log_snr: Tensor, affine: int) -> Regression:
-    """Coefficients at the nodes that are fitted to, and between them as far as they go."""
+    """Coefficients fitted at some of the nodes, and interpolated ones, shrunk, at the others."""
     fit = torch.isin(nodes, fitted)
     inner = Drawn(*(value[fit] for value in drawn))
     at_nodes = regress(inner, affine, apart(log_snr)[fitted - 1])
@@ -51,12 +51,12 @@ def _learn(drawn: Drawn, nodes: Tensor, fitted: Tensor, log_snr: Tensor, affine:
     weights = interpolation(fitted, log_snr)[nodes[~fit] - 1]
     outer = Drawn(*(value[~fit] for value in drawn))
     between = scaled(outer, weights @ at_nodes.controls, weights @ at_nodes.curves)
-    parts = []
+    tables = []
     for one, other in zip(at_nodes, between, strict=True):
-        whole = one.new_empty(len(nodes), *one.shape[1:])
-        whole[fit], whole[~fit] = one, other
-        parts.append(whole)
-    return Regression(*parts)
+        table = one.new_empty(len(nodes), *one.shape[1:])
+        table[fit], table[~fit] = one, other
+        tables.append(table)
+    return Regression(*tables)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +71,10 @@ class Pilot:
         baseline: β_j, shape (J, K + 1).
         coefficients: γ_j, shape (J, F).
         scale: the spread of L_t over the noise, in units of u_t, shape (J,).
-        spread: that which is left, on samples held back, shape (J,).
+        spread: what remains of it on held-back samples, shape (J,).
         kurtosis: its excess kurtosis, shape (J,).
         misfit: the spread over samples of what the baseline misses, shape (J,).
-        calls: network calls that were made.
+        calls: network calls that it took.
     """
 
     controls: Controls
@@ -105,7 +105,7 @@ class Pilot:
         calls: int = 20_000,
         progress: Callable[[int, int], object] | None = None,
     ) -> "Pilot":
-        """Look at the terms of data that are not to be scored: the training set, say.
+        """Learn from data that are not to be scored: the training set, say.
 
         Args:
             reverse: the model.
@@ -113,7 +113,7 @@ class Pilot:
             context: shape (N, …) or None.
             seed: of the noise.
             batch_size: rows per network call.
-            calls: network calls, at most (rows that the network is asked about).
+            calls: network calls, at most (rows of the network's input).
             progress: called with the network calls done and those in all.
 
         Raises:
@@ -178,25 +178,25 @@ class Pilot:
         return {}
 
     def _between(self, values: Tensor) -> Tensor:
-        """Values of what is left, (J,), at every t: the larger one of those on either side, (T,).
+        """Residual values of the nodes, (J,), at every t: the larger of those on either side, (T,).
 
-        Coefficients that are interpolated leave more than at the steps that they were fitted to.
+        Interpolated coefficients leave more than those at the steps they were fitted to.
         """
         left, right = sides(self.nodes, self.num_steps)
         return values[left].maximum(values[right])
 
     @cached_property
     def noise(self) -> Tensor:
-        """The spread of L_t over the noise that is left, nats, shape (T,)."""
+        """The remaining spread of L_t over the noise, nats, shape (T,)."""
         return self.unit * self._between(self.spread)
 
     @cached_property
     def missed(self) -> Tensor:
-        """What a curve that misses a sample varies by within a stratum, nats, shape (T,)."""
+        """The spread within a stratum of what the curves miss of a sample, nats, shape (T,)."""
         return _MISFIT * self.unit * self._between(self.misfit)
 
     def _mixture(self, start: int) -> Tensor:
-        """μ: in proportion to the spread that is left, and as without a pilot."""
+        """μ: mostly in proportion to the remaining spread, else as without a pilot."""
         spread = (self.noise.square() + self.missed.square()).sqrt()
         drawn = spread[start - 1 :]
         if len(drawn) == 0 or float(drawn.sum()) == 0:
@@ -206,13 +206,13 @@ class Pilot:
         return _TRUST * shares[0] + (1 - _TRUST) * shares[1]
 
     def knows_curves(self, start: int) -> bool:
-        """Whether the noise of an estimate is more than what its curves miss within strata."""
+        """Whether the curves miss less within strata than the noise of an estimate is."""
         density = self.allocation(start).density[start - 1 :]
         noise, missed = (v[start - 1 :].square() / density for v in (self.noise, self.missed))
         return float(missed.sum()) <= float(noise.sum())
 
     def tails(self, layout: Layout, start: int) -> tuple[Tensor, float]:
-        """Of a stratum's draws f y the excess kurtosis, (S,), and the degrees of freedom to expect.
+        """Excess kurtosis of each stratum's draws f y, (S,), and expected degrees of freedom.
 
         With t ~ μ_t/μ(s), f = μ(s)/μ_t and D, κ the spread and excess kurtosis at t,
 
@@ -240,7 +240,7 @@ class Pilot:
         return self.unit[:, None] * (self._weights @ self.baseline)
 
     def baseline_at(self, prepared: Prepared) -> Tensor:
-        """b: what is expected of L_t − k_t at every t, nats, shape (n, T), float64."""
+        """b: the expected L_t − k_t at every t, nats, shape (n, T), float64."""
         hats, expected = self.controls.curves(prepared)
         return hats @ self.beta[:, :-1].mT + expected * self.beta[:, -1]
 

@@ -1,4 +1,4 @@
-r"""Regressions of terms on controls and curves, kept only where held-back draws say that they help.
+r"""Regressions of terms on controls and curves, kept only where they help on held-back samples.
 
 At each node j there are terms y (M samples, R draws each) in units of u_t, controls c of mean zero
 and curves b of x_0.  Within a sample y is regressed on c by ridge, between samples what is left on
@@ -21,7 +21,7 @@ _NEIGHBOUR = 0.5
 
 
 class Drawn(NamedTuple):
-    """What was seen at J steps, float64."""
+    """The draws at J steps, float64."""
 
     terms: Tensor
     """Shape (J, M, R)."""
@@ -32,7 +32,7 @@ class Drawn(NamedTuple):
 
 
 class Regression(NamedTuple):
-    """What to subtract at J steps, and what is left on samples held back."""
+    """What to subtract at J steps, and what that leaves on held-back samples."""
 
     controls: Tensor
     """Coefficients γ, shape (J, F)."""
@@ -66,7 +66,7 @@ def _ridge(gram: Tensor, moment: Tensor) -> Tensor:
     """Coefficients from (…, F, F) and (…, F); a regressor that never varied gets none."""
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     largest = diagonal.amax(-1, keepdim=True)
-    # a regressor that was hardly seen, though others may see it, gets no large coefficient
+    # a regressor that hardly varied gets no large coefficient
     penalty = _RIDGE * diagonal + _RIDGE * 1e-2 * largest + 1e-300
     return torch.linalg.solve(gram + torch.diag_embed(penalty), moment)
 
@@ -108,37 +108,37 @@ def _halves(count: int) -> list[tuple[Tensor, Tensor]]:
 def _choose(
     columns: Tensor, target: Tensor, candidates: list[tuple[Tensor, bool]], alone: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Coefficients, (J, F), and what they leave of samples held back, of the target's shape.
+    """Coefficients, (J, F), and their residuals on held-back samples, of the target's shape.
 
     Args:
         columns: (J, M, …, F), centred.
         target: (J, M, …), centred.
-        candidates: which columns, (F,) bool, and whether neighbours count; the simplest first.
+        candidates: which columns, (F,) bool, and whether neighbours count; simplest first.
     """
     chosen, best = target.new_zeros(len(target), columns.shape[-1]), target
     for which, pooled in candidates:
-        some, left = columns[..., which], torch.zeros_like(target)
-        for fitted, held in _halves(target.shape[1]):
-            coefficients = _fit(some[:, fitted], target[:, fitted], pooled, alone)
-            left[:, held] = target[:, held] - _apply(some[:, held], coefficients)
+        chosen_columns, left = columns[..., which], torch.zeros_like(target)
+        for fitted, rest in _halves(target.shape[1]):
+            coefficients = _fit(chosen_columns[:, fitted], target[:, fitted], pooled, alone)
+            left[:, rest] = target[:, rest] - _apply(chosen_columns[:, rest], coefficients)
         squares = [v.square().flatten(1).sum(1) for v in (left, best)]
         better = squares[0] < _MARGIN * squares[1]
         whole = torch.zeros_like(chosen)
-        whole[:, which] = _fit(some, target, pooled, alone)
+        whole[:, which] = _fit(chosen_columns, target, pooled, alone)
         chosen = torch.where(better[:, None], whole, chosen)
         best = torch.where(better.reshape(-1, *(1,) * (target.dim() - 1)), left, best)
     return chosen, best
 
 
 def scaled(drawn: Drawn, controls: Tensor, curves: Tensor) -> Regression:
-    """Coefficients that come from elsewhere, (J, F) and (J, K), as far as they are worth it here.
+    """Coefficients of other nodes, (J, F) and (J, K), shrunk to what they explain here.
 
-    Those of the controls are multiplied by what draws say, between 0 and 1.
+    Those of the controls are multiplied by their slope on the draws, between 0 and 1.
     """
-    target, known = _centred(drawn.terms, 2), _apply(_centred(drawn.controls, 2), controls)
-    square = known.square().flatten(1).sum(1).clamp(min=1e-300)
-    share = ((known * target).flatten(1).sum(1) / square).clamp(0, 1)
-    noise, kurtosis = _noise_and_kurtosis(target - share[:, None, None] * known)
+    target, fitted = _centred(drawn.terms, 2), _apply(_centred(drawn.controls, 2), controls)
+    square = fitted.square().flatten(1).sum(1).clamp(min=1e-300)
+    share = ((fitted * target).flatten(1).sum(1) / square).clamp(0, 1)
+    noise, kurtosis = _noise_and_kurtosis(target - share[:, None, None] * fitted)
     level = (drawn.terms - share[:, None, None] * _apply(drawn.controls, controls)).mean(2)
     between = (level - _apply(drawn.curves, curves)).square().mean(1)
     misfit = (between - noise.square() / target.shape[2]).clamp(min=0).sqrt()
@@ -150,14 +150,14 @@ def regress(drawn: Drawn, affine: int, alone: Tensor) -> Regression:
 
     Args:
         affine: how many controls, the last ones, are those of the affine denoiser.
-        alone: nodes whose neighbours say nothing of them, (J,) bool.
+        alone: nodes that are fitted without their neighbours, (J,) bool.
     """
     terms, controls, curves = drawn
     repeats, size = terms.shape[2], controls.shape[-1]
     every = torch.ones(size, dtype=torch.bool)
     few = torch.arange(size) >= size - affine
     candidates = [(which, pooled) for which in (few, every) for pooled in (False, True)]
-    # Within a sample its own level does not count: it varies more than the noise makes L_t vary.
+    # Within a sample: L_t varies more between samples than with the noise.
     gamma, left = _choose(_centred(controls, 2), _centred(terms, 2), candidates, alone)
     noise, kurtosis = _noise_and_kurtosis(left)
     rest = (terms - _apply(controls, gamma)).mean(2)

@@ -26,11 +26,11 @@ from pyrodiff.streams import NoiseStreams
 
 __all__ = ["Score", "Scorer"]
 
-_BLOCK_VALUES = 2**17  # noise that is worked on at a time: it fits a processor's cache
+_BLOCK_VALUES = 2**17  # of noise in memory at a time: they fit a processor's cache
 
 
 class Score(NamedTuple):
-    """Of n samples, (n,) each but for the last."""
+    """The estimates of n samples, (n,) each but for ``terms``."""
 
     value: Tensor
     variance: Tensor
@@ -63,8 +63,8 @@ class Scorer:
         """−E log p(x_0 | x_1) where the decoder explains x_0 without the network, (n,), nats."""
         x_0 = self.batch.x_0
         step = self.reverse.step(1, x_0)
-        known = self.reverse.decoder.expected_log_prob(x_0, step)
-        return None if known is None else -known.flatten(1).sum(1)
+        log_prob = self.reverse.decoder.expected_log_prob(x_0, step)
+        return None if log_prob is None else -log_prob.flatten(1).sum(1)
 
     @cached_property
     def prior(self) -> Tensor:
@@ -99,14 +99,14 @@ class Scorer:
 
     @property
     def allocation(self) -> Allocation:
-        """Where calls go, by what the pilot knows, or else by the chain alone."""
+        """Where calls go: by the pilot, or else by the chain alone."""
         if self.pilot is not None:
             return self.pilot.allocation(self.start)
         log_snr, unit = (tuple(v.tolist()) for v in (self.known.log_snr, self.known.unit))
         return typical_allocation(log_snr, unit, self.start)
 
     def layout(self, calls: int) -> Layout:
-        """Strata and draws of so many network calls."""
+        """The strata and draws for this number of network calls."""
         return self.allocation.layout(calls)
 
     def take(self, rows: Tensor) -> "Scorer":
@@ -117,9 +117,16 @@ class Scorer:
         """The estimate from one layout's draws, which are those of the stream ``path``."""
         none = torch.empty(3, len(self.batch), 0, dtype=torch.float64)
         values, t, factor = torch.cat([none, *self._draws(layout, path)], 2)
-        pilot, drawn = self.pilot, (values, t.long(), factor)
+        pilot = self.pilot
         as_it_is = pilot is not None and pilot.knows_curves(self.start)
-        draws = subtract_baseline(*drawn, layout, self.curves, as_it_is)
+        draws = subtract_baseline(
+            values,
+            t=t.long(),
+            factor=factor,
+            layout=layout,
+            curves=self.curves,
+            as_it_is=as_it_is,
+        )
         tails, expected_freedom = None, math.inf
         if pilot is not None:
             tails, expected_freedom = pilot.tails(layout, self.start)
@@ -131,22 +138,27 @@ class Scorer:
         value = -self.prior - sums.sum(1)
         if self.reconstruction is not None:
             value = value - self.reconstruction
-        variance, freedom = moments.variance.sum(1), moments.freedom
-        expected = torch.full_like(value, expected_freedom)
-        return Score(value, variance, freedom, -moments.skewness, expected, sums / layout.width)
+        return Score(
+            value=value,
+            variance=moments.variance.sum(1),
+            freedom=moments.freedom,
+            skewness=-moments.skewness,
+            expected=torch.full_like(value, expected_freedom),
+            terms=sums / layout.width,
+        )
 
     def _draws(self, layout: Layout, path: int) -> Iterator[Tensor]:
         """f (L − k − γ·c), t and f of the draws, in the order of the strata; (3, n, c)."""
         batch, size = self.batch, self.reverse.event_shape.numel()
-        # One normal beside the event's: its quantile is the place of t in the stratum.
+        # One normal beside the event's: its quantile says where in the stratum t is.
         event, count = torch.Size([size + 1]), len(batch)
         streams = NoiseStreams(batch.seed, batch.indices, event, [path] * count)
         together = max(1, _BLOCK_VALUES // (count * size), batch.rows // count)
         for start in range(0, layout.total, together):
-            some = slice(start, min(start + together, layout.total))
-            normal = torch.stack([streams.normal(batch.x_0) for _ in layout.stratum[some]], 1)
-            place = torch.special.ndtr(normal[..., size].double().cpu())
-            t, factor = self.allocation.draw(layout, some, place)
+            block = slice(start, min(start + together, layout.total))
+            normal = torch.stack([streams.normal(batch.x_0) for _ in layout.stratum[block]], 1)
+            uniform = torch.special.ndtr(normal[..., size].double().cpu())
+            t, factor = self.allocation.draw(layout, block, uniform)
             noise = normal[..., :size].unflatten(2, self.reverse.event_shape)
             terms = self._terms(t, noise) - self.known.constant[t - 1]
             if self.pilot is not None:
@@ -159,14 +171,14 @@ class Scorer:
         batch, result = self.batch, torch.empty(t.shape, dtype=torch.float64)
         calls = max(1, batch.rows // len(batch))
         for start in range(0, t.shape[1], calls):
-            some = slice(start, min(start + calls, t.shape[1]))
-            repeats = some.stop - start
+            draws = slice(start, min(start + calls, t.shape[1]))
+            repeats = draws.stop - start
             x_0, context = batch.x_0, batch.context
             if repeats > 1:
                 x_0 = x_0.repeat_interleave(repeats, 0)
                 context = None if context is None else context.repeat_interleave(repeats, 0)
-            part = noise[:, some].flatten(0, 1)
-            terms = unchecked_term(self.reverse, x_0, t[:, some].flatten(), part, context)
-            result[:, some] = terms.double().cpu().reshape(len(batch), repeats)
+            rows = noise[:, draws].flatten(0, 1)
+            terms = unchecked_term(self.reverse, x_0, t[:, draws].flatten(), rows, context)
+            result[:, draws] = terms.double().cpu().reshape(len(batch), repeats)
         batch.failures.add_terms(batch.indices, t, result)
         return result

@@ -1,20 +1,21 @@
 r"""Where network calls go: strata of steps t, and how t is drawn within them.
 
 Calls are spread over the chain with a density μ_t, Σ μ_t = 1.  Steps are cut into strata of about
-equal mass μ(s), n_s draws of n are given to each in proportion to it, and with t ~ μ_t/μ(s) in s
+equal mass μ(s), each gets n_s of the n draws in proportion to it, and with t ~ μ_t/μ(s) in s
 
     Σ_{t∈s} L_t = E[L_t μ(s)/μ_t].
 
-A step that stands apart, t = 1 and any to which λ jumps, has a stratum of its own: nothing that its
-neighbours say is true of it.  Without a pilot μ is a mixture of
+A step that stands apart (t = 1, and any to which λ jumps) has a stratum of its own, as its term is
+unlike those of its neighbours.  Without a pilot μ is a mixture of
 
     1/T                    whatever the model, no step is rarer than four times every t once
-    SNR_{t−1}/SNR_t − 1    the terms of a network that misses the noise alike at every t
+    SNR_{t−1}/SNR_t − 1    the terms of a network whose error in ε is the same at every t
     w_t/(1 + SNR_t)        those of standard normal data with their optimal denoiser
 
-and of a share for the jumps.  Draws are three or four to a stratum, which is what tells a stratum's
-spread and skewness; with fewer than 32 calls they are two.  From as many strata as steps on, three
-quarters of the calls go to every step alike: every t once is then at hand, and not to be lost to.
+and of a share for the jumps.  A stratum has three or four draws, enough to estimate its spread and
+skewness; with fewer than 32 calls it has two.  Once there are as many strata as steps, three
+quarters of the calls are spread evenly over the steps: the estimate must not be worse than every t
+once, which costs as much then.
 """
 
 from functools import lru_cache
@@ -30,7 +31,7 @@ __all__ = ["Allocation", "Layout", "apart", "every_step", "typical_allocation", 
 _SHARES = (0.25, 0.35, 0.4)  # of the three parts
 _JUMP_SHARE = 0.15
 _EVEN = 0.75  # of the calls, once every step has a stratum
-_MOST = 4.0  # of the second and third part: more belongs to a jump
+_MOST = 4.0  # of the second and third part per step: what is beyond belongs to a jump
 
 
 class Layout(NamedTuple):
@@ -63,7 +64,7 @@ class Layout(NamedTuple):
 
 
 def every_step(start: int, num_steps: int) -> Layout:
-    """Each of start … T once, as published codes do: the error is not known."""
+    """Each of start … T once, as published codes do; the error is unknown."""
     first = torch.arange(start, num_steps + 1)
     return Layout(first, torch.ones_like(first), torch.ones_like(first))
 
@@ -76,7 +77,7 @@ def apart(log_snr: Tensor) -> Tensor:
 
 
 def typical_density(log_snr: Tensor, unit: Tensor) -> Tensor:
-    """μ to go by when nothing is known but the chain, shape (T,), of sum 1.
+    """μ where only the chain is known, shape (T,), of sum 1.
 
     Args:
         log_snr: λ_1 … λ_T.
@@ -96,7 +97,7 @@ def typical_density(log_snr: Tensor, unit: Tensor) -> Tensor:
 def typical_allocation(
     log_snr: tuple[float, ...], unit: tuple[float, ...], start: int
 ) -> "Allocation":
-    """The layouts of a chain of which nothing is known but what ``typical_density`` takes."""
+    """The layouts of a chain from what ``typical_density`` takes."""
     table = torch.tensor(log_snr, dtype=torch.float64)
     density = typical_density(table, torch.tensor(unit, dtype=torch.float64))
     return Allocation(density, apart(table), start)
@@ -128,8 +129,8 @@ class Allocation:
     def _best(self, calls: int) -> Layout:
         if self.num_steps == 0:  # T = 1, and it needs no network
             return every_step(self.start, self.start - 1)
-        each = 2 if calls < 32 else 3 if calls < 48 else 4
-        strata = max(1, calls // each)
+        per_stratum = 2 if calls < 32 else 3 if calls < 48 else 4
+        strata = max(1, calls // per_stratum)
         if strata >= self.num_steps:
             mass = self.density[self.start - 1 :]
             even = torch.full_like(mass, 1 / self.num_steps)
@@ -144,7 +145,7 @@ class Allocation:
         return self._whole[edges + self.start - 1].diff()
 
     def _edges(self, strata: int) -> list[int]:
-        """0 = e_0 < e_1 < … = T: at most ``strata`` of them, of the least largest mass."""
+        """0 = e_0 < e_1 < … = T of at most ``strata`` strata whose largest mass is least."""
         low, high = 0.0, 2.0
         best = self._cut(high, strata)
         for _ in range(50):
@@ -173,17 +174,18 @@ class Allocation:
         alone = self._alone.nonzero().flatten()
         return sorted({*alone.tolist(), *(alone + 1).tolist(), self.num_steps} - {0})
 
-    def draw(self, layout: Layout, some: slice, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps t ~ μ_t/μ(s), and μ(s)/μ_t, of some of a layout's draws, (n, c) each.
+    def draw(self, layout: Layout, block: slice, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps t ~ μ_t/μ(s), and μ(s)/μ_t, of a block of a layout's draws, (n, c) each.
 
         Args:
-            some: which draws, in the order of the strata.
-            place: uniform in [0, 1], shape (n, c), float64 on the CPU.
+            layout: from this allocation.
+            block: which draws, in the order of the strata.
+            uniform: in [0, 1], shape (n, c), float64 on the CPU.
         """
-        stratum = layout.stratum[some]
+        stratum = layout.stratum[block]
         first, width = layout.first[stratum], layout.width[stratum]
         low, high = self._whole[first - 1], self._whole[first - 1 + width]
-        t = torch.searchsorted(self._whole, low + (high - low) * place, right=True)
+        t = torch.searchsorted(self._whole, low + (high - low) * uniform, right=True)
         t = t.maximum(first).minimum(first + width - 1)
         factor = (high - low) / (self._whole[t] - self._whole[t - 1])
         return t, torch.where(width == 1, 1.0, factor)
