@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.denoisers import DataDenoiser, Denoiser, NoiseDenoiser
 from pyrodiff.likelihood import LogLikelihood, Pilot, TermwiseBound
-from pyrodiff.likelihood.estimates import _unskewed
+from pyrodiff.likelihood.statistics import unskewed
 from pyrodiff.likelihood.termwise.known import known_terms
 from pyrodiff.likelihood.termwise.moments import Moments
 from pyrodiff.likelihood.termwise.strata import Layout
@@ -179,7 +179,7 @@ def test_moments_are_unbiased() -> None:
 def test_ends_of_a_skewed_interval_invert_the_transform() -> None:
     for skewness in (-1.5, -0.3, 0.0, 1e-7, 0.4, 2.0):
         g, h = torch.tensor(skewness, dtype=F64), torch.linspace(-4, 4, 33, dtype=F64)
-        t = _unskewed(h, g)
+        t = unskewed(h, g)
         back = t + g * t**2 / 3 + g**2 * t**3 / 27 + g / 6
         torch.testing.assert_close(back, h, rtol=1e-6, atol=1e-6)
         assert bool((t.diff() > 0).all())

@@ -202,11 +202,11 @@ class Prior(Proposal):
         return Move(streams.normal(self.y), torch.zeros(len(self.y), dtype=F64))
 
     def move(self, x_t: Tensor, t: int, prediction: Prediction, streams: NoiseStreams) -> Move:
-        step = self.reverse.forward_chain.step(t, x_t, 1)
-        log_variance = self.reverse.variance.log_variance(step, prediction.raw_variance)
+        step = self.reverse.step(t, x_t)
+        log_variance = self.reverse.log_variance(step, prediction)
         noise = (0.5 * log_variance).exp() * streams.normal(x_t)
         if t > 1:
-            mean = self.reverse.mean(x_t, prediction.x0_hat, step)
+            mean = step.mean(prediction.x0_hat, x_t)
             return Move(mean + noise, torch.zeros(len(x_t), dtype=F64))
         x_0 = prediction.x0_hat + noise
         law = torch.distributions.Normal(x_0, self.scale)

@@ -15,7 +15,7 @@ nats of noise by 2 nats a sample, whatever the reported error.  Values may be av
                  mean of their logs and for the jackknife;
     negligible   where the sum of σ²/2 is below a tenth of the standard error of the score.
 
-All else is refused.
+Anything else is refused.
 """
 
 import math
@@ -58,11 +58,11 @@ def _weights(result: Estimates) -> Tensor | None:
 
 
 def as_densities(results: Sequence[Estimates], use: str) -> tuple[Tensor, str]:
-    """log p of each model, shape (S, N), float64, and what was done about noise.
+    """log p of each model, shape (S, N), float64, and why noise does no harm.
 
     Args:
         results: of the same samples.
-        use: what they are for, in the error's words.
+        use: what they are for, as the error message says it.
 
     Raises:
         ValueError: noise that is neither unbiased in exp nor negligible.

@@ -1,7 +1,7 @@
-"""Per-sample estimates of log p_θ(x): values, their errors and what they cost.
+"""Per-sample estimates of log p_θ(x): values, their errors and their cost.
 
-``Estimates`` is what ``LogLikelihood`` (``result``) adds formats and files to.  What only reads the
-numbers needs no more than this.
+``Estimates`` has the numbers and their statistics; ``LogLikelihood`` (``result``) is the same with
+formats and files.  Code that only reads the numbers takes ``Estimates``.
 """
 
 import math
@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from typing_extensions import Self
+
+from pyrodiff.likelihood.statistics import unskewed
 
 __all__ = ["AXES", "FEWEST_WEIGHTS", "SHARED", "Estimates", "Kind", "Mean"]
 
@@ -63,27 +65,18 @@ class Mean(NamedTuple):
     monte_carlo: float
 
 
-def _unskewed(h: Tensor, skewness: Tensor) -> Tensor:
-    """T with T + g T²/3 + g² T³/27 + g/6 = h, for skewness g: 3/g (∛(1 + g (h − g/6)) − 1)."""
-    flat = skewness.abs() < 1e-6
-    g = torch.where(flat, 1.0, skewness)
-    inner = 1 + g * (h - g / 6)
-    root = inner.sign() * inner.abs() ** (1 / 3)
-    return torch.where(flat, h, 3 / g * (root - 1))
-
-
 @dataclass(frozen=True, eq=False)
 class Estimates:
     """log p_θ(x) of each sample.
 
     Args:
         value: nats, shape (N,), in units of the model plus ``offset``.
-        std_error: the Monte Carlo standard error of each value, nats, shape (N,); NaN where the
-            estimator cannot know it.
-        kind: what the value's expectation is: a lower or upper bound, or neither.
+        std_error: the Monte Carlo standard error of each value, nats, shape (N,); NaN where it is
+            unknown.
+        kind: whether the value's expectation is a lower bound, an upper bound, or neither.
         calls: network calls that each sample took, shape (N,), int64.
-        dimensions: values in one sample.
-        estimator: how it was made.
+        dimensions: how many numbers a sample has.
+        estimator: the ``repr`` of the estimator.
         terms: −L of parts of the chain, nats per step, shape (N, S), or None.
         timesteps: the mean t of each part, shape (S,), or None.
         degrees_of_freedom: of each standard error, shape (N,), or None for many; NaN where they
@@ -91,7 +84,7 @@ class Estimates:
         skewness: of each value's Monte Carlo error, shape (N,), or None for none.
         log_weights: log of the importance weights that the value was made of, (N, K), or None.
         reference: the importance bound with as many particles, nats, (N,), where the estimator
-            has to stand comparison with it; else None.
+            compares itself with it; else None.
         shared_calls: network calls made once for all samples, on other data (a pilot).
         model: a checksum that identifies the model, or empty.
         remarks: why some errors are NaN, a sentence a line; or empty.
@@ -141,7 +134,7 @@ class Estimates:
         return Mean(float(value.mean()), between, monte_carlo)
 
     def _finite(self) -> Tensor:
-        """Whether each value is finite, (N,) bool; warns where one is not."""
+        """Whether each value is finite, (N,) bool; warns where any is not."""
         finite = self.value.isfinite()
         if not bool(finite.all()):
             warnings.warn(
@@ -184,7 +177,7 @@ class Estimates:
             quantile = torch.as_tensor(stats.t.ppf(upper, self.degrees_of_freedom.double().numpy()))
         ends = (quantile, -quantile)
         if self.skewness is not None:
-            ends = (_unskewed(quantile, self.skewness), _unskewed(-quantile, self.skewness))
+            ends = (unskewed(quantile, self.skewness), unskewed(-quantile, self.skewness))
         return self.value - self.std_error * ends[0], self.value - self.std_error * ends[1]
 
     @property

@@ -45,6 +45,7 @@ __all__ = [
     "log_mean_of_weights",
     "mean_of_draws",
     "pseudo_values",
+    "unskewed",
     "weights_std_error",
 ]
 
@@ -141,3 +142,12 @@ def _spread_below(log_w: Tensor) -> Tensor:
     distance = median - ordered[..., :half]
     finite = distance.isfinite()
     return (distance.where(finite, 0.0).square().sum(-1) / finite.sum(-1).clamp(min=1)).sqrt()
+
+
+def unskewed(h: Tensor, skewness: Tensor) -> Tensor:
+    """The T with T + g T²/3 + g² T³/27 + g/6 = h, for skewness g: 3/g (∛(1 + g (h − g/6)) − 1)."""
+    flat = skewness.abs() < 1e-6
+    g = torch.where(flat, 1.0, skewness)
+    inner = 1 + g * (h - g / 6)
+    root = inner.sign() * inner.abs() ** (1 / 3)
+    return torch.where(flat, h, 3 / g * (root - 1))

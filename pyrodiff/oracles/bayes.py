@@ -8,8 +8,8 @@ z_k = Q_kᵀ(x_t − α m_k) and v_k = α² e_k + σ² (per eigenvalue),
     E[x_0 | x_t, k] = m_k + Q_k (α e_k z_k / v_k)
     E[v   | x_t, k] = −σ m_k + Q_k (α σ (1 − e_k) z_k / v_k)    velocity α ε − σ x_0
 
-and the optimum is Σ_k r_k E[· | x_t, k].  Each of the three is formed on its own, since getting
-one from another cancels digits at one end of the log-SNR or the other.
+and the optimum is Σ_k r_k E[· | x_t, k].  Each of the three is computed on its own, as deriving one
+from another cancels digits at one end of the log-SNR range.
 """
 
 import math
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyrodiff.checks import check_choice
 from pyrodiff.kernels import marginal_coefficients
 
 __all__ = ["BayesNetwork", "Components"]
@@ -66,10 +67,7 @@ class BayesNetwork(nn.Module):
 
     def __init__(self, components: Components, prediction: str = "noise"):
         super().__init__()
-        if prediction not in _PREDICTIONS:
-            raise ValueError(
-                f"Expected prediction to be one of {_PREDICTIONS}; got {prediction!r}."
-            )
+        check_choice("prediction", prediction, _PREDICTIONS)
         self.prediction = prediction
         for name, value in components._asdict().items():
             self.register_buffer(name, None if value is None else value.clone())
@@ -78,19 +76,21 @@ class BayesNetwork(nn.Module):
         return Components(*(getattr(self, name) for name in Components._fields))
 
     def forward(self, x: Tensor, log_snr: Tensor, context: Tensor | None = None) -> Tensor:
-        parts = self._components()
-        size = parts.means.shape[1]
+        components = self._components()
+        size = components.means.shape[1]
         if x.dim() != 2 or x.shape[1] != size:
             raise ValueError(f"Expected x of shape (N, {size}); got {tuple(x.shape)}.")
-        alpha, sigma = marginal_coefficients(log_snr.to(parts.means).reshape(-1, 1, 1))
-        z = parts.rotate(x.to(parts.means).unsqueeze(1) - alpha * parts.means)
-        variances = alpha.square() * parts.eigenvalues + sigma.square()
-        weights = parts.joint_log_prob(z, variances).softmax(-1).unsqueeze(-1)
+        alpha, sigma = marginal_coefficients(log_snr.to(components.means).reshape(-1, 1, 1))
+        z = components.rotate(x.to(components.means).unsqueeze(1) - alpha * components.means)
+        variances = alpha.square() * components.eigenvalues + sigma.square()
+        weights = components.joint_log_prob(z, variances).softmax(-1).unsqueeze(-1)
         if self.prediction == "noise":
-            output = parts.rotate_back(sigma * z / variances)
+            output = components.rotate_back(sigma * z / variances)
         elif self.prediction == "data":
-            output = parts.means + parts.rotate_back(alpha * parts.eigenvalues * z / variances)
+            output = components.means + components.rotate_back(
+                alpha * components.eigenvalues * z / variances
+            )
         else:
-            gain = alpha * sigma * (1 - parts.eigenvalues) / variances
-            output = parts.rotate_back(gain * z) - sigma * parts.means
+            gain = alpha * sigma * (1 - components.eigenvalues) / variances
+            output = components.rotate_back(gain * z) - sigma * components.means
         return (weights * output).sum(1).to(x.dtype)

@@ -10,10 +10,10 @@ both ends its error is of order exp(−2π² r²), with r the width of the kerne
 
     r = s / (h max(1, |μ'|)),
 
-the width s being seen through μ, whose slope narrows it in x_t. At r = 1 the error is 3e-9, in
-the density: relatively it may be more in far tails. From points of r < 1 the transition's mass
-goes into the cells by differences of the normal CDF, which loses none but widens s² by h²/12:
-there a warning is given, and an error below r = ½.
+as a slope of μ narrows the kernel in x_t.  At r = 1 the error is 3e-9 in the density, and
+relatively more in far tails.  From points of r < 1 the transition's mass is put into the cells by
+differences of the normal CDF, which loses none but widens s² by h²/12: a warning is given, and
+below r = ½ an error.
 """
 
 import math
@@ -29,7 +29,7 @@ from pyrodiff.oracles.linear import network_tensor
 
 __all__ = ["GridOracle"]
 
-_NEGLIGIBLE = 1e-7  # mass that may be lost, or badly resolved, without a word
+_NEGLIGIBLE = 1e-7  # mass that may be lost, or badly resolved, without a warning
 _BLOCK = 2**20  # entries of the transition matrix formed at once
 
 
@@ -103,8 +103,8 @@ class GridOracle:
         per_value = len(self.grid) * (law.logits.shape[-1] if hasattr(law, "logits") else 1)
         result = []
         with torch.no_grad():
-            for part in values.split(max(1, _BLOCK // per_value)):
-                log_likelihood = law.log_prob(part[:, None, None].to(self._inputs.device))
+            for block in values.split(max(1, _BLOCK // per_value)):
+                log_likelihood = law.log_prob(block[:, None, None].to(self._inputs.device))
                 log_likelihood = log_likelihood.squeeze(-1).to("cpu", torch.float64)
                 result.append((log_mass + log_likelihood).logsumexp(-1))
         return torch.cat(result)[inverse.cpu()].reshape(len(x_0))
@@ -129,14 +129,14 @@ class GridOracle:
         resolution = self._resolution(mean, scale)
         self._check_resolution(resolution, density, f"the transition at t = {t}")
         mass, half = density * self.spacing, 0.5 * self.spacing
-        used = (mass > 0).nonzero().flatten()  # the rest has nothing to give
+        used = (mass > 0).nonzero().flatten()
         result = torch.zeros_like(density)
-        for part in used.split(max(1, _BLOCK // len(density))):
-            wide = part[resolution[part] >= 1]
+        for block in used.split(max(1, _BLOCK // len(density))):
+            wide = block[resolution[block] >= 1]
             z = (self.grid - mean[wide, None]) / scale[wide, None]
             weight = mass[wide] / (scale[wide] * math.sqrt(2 * math.pi))
             result += weight @ torch.exp(-0.5 * z.square())
-            narrow = part[resolution[part] < 1]
+            narrow = block[resolution[block] < 1]
             if len(narrow):
                 centered = self.grid - mean[narrow, None]
                 upper, lower = (

@@ -25,7 +25,7 @@ __all__ = ["Gaussian", "GaussianMixture"]
 
 
 def _float64(value: object) -> Tensor:
-    dtype = None if isinstance(value, Tensor) else torch.float64  # a number is not to be rounded
+    dtype = None if isinstance(value, Tensor) else torch.float64  # numbers are not rounded
     return torch.as_tensor(value, dtype=dtype).detach().to("cpu", torch.float64)
 
 
@@ -47,23 +47,38 @@ def _eigen(covariances: Tensor) -> tuple[Tensor, Tensor]:
     return eigenvalues, eigenvectors
 
 
-def _log_prob(parts: Components, x: Tensor) -> Tensor:
-    x = _check_points(x, parts.means.shape[1])
-    z = parts.rotate(x.unsqueeze(1) - parts.means)
-    return parts.joint_log_prob(z, parts.eigenvalues).logsumexp(-1)
+class _ComponentLaw:
+    """A law of Gaussian components: its density, its samples and its optimal network."""
+
+    _components: Components
+
+    def log_prob(self, x: Tensor) -> Float[Tensor, " n"]:
+        """log p(x) in nats, (N, d) to (N,)."""
+        components = self._components
+        x = _check_points(x, components.means.shape[1])
+        z = components.rotate(x.unsqueeze(1) - components.means)
+        return components.joint_log_prob(z, components.eigenvalues).logsumexp(-1)
+
+    def sample(self, n: int, seed: int) -> Float[Tensor, "n d"]:
+        """n samples, float64; torch's global generator is neither read nor moved."""
+        log_weights, means, eigenvalues, eigenvectors = self._components
+        generator = torch.Generator().manual_seed(seed)
+        index = torch.multinomial(log_weights.exp(), n, replacement=True, generator=generator)
+        noise = torch.randn(n, means.shape[1], generator=generator, dtype=torch.float64)
+        z = eigenvalues.sqrt()[index] * noise
+        if eigenvectors is not None:
+            z = torch.einsum("nij,nj->ni", eigenvectors[index], z)
+        return means[index] + z
+
+    def network(self, prediction: str = "noise") -> BayesNetwork:
+        """The optimal ``"noise"``, ``"data"`` or ``"velocity"`` network.
+
+        That of a single Gaussian is affine: E[x_0 | x_t] = m + α C (α² C + σ² I)⁻¹ (x_t − α m).
+        """
+        return BayesNetwork(self._components, prediction)
 
 
-def _sample(parts: Components, n: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.multinomial(parts.log_weights.exp(), n, replacement=True, generator=generator)
-    noise = torch.randn(n, parts.means.shape[1], generator=generator, dtype=torch.float64)
-    z = parts.eigenvalues.sqrt()[index] * noise
-    if parts.eigenvectors is not None:
-        z = torch.einsum("nij,nj->ni", parts.eigenvectors[index], z)
-    return parts.means[index] + z
-
-
-class Gaussian:
+class Gaussian(_ComponentLaw):
     """Data x_0 ~ N(m, C) in d dimensions.
 
     Args:
@@ -84,25 +99,11 @@ class Gaussian:
             )
         self.event_shape = torch.Size([size])
         eigenvalues, eigenvectors = _eigen(self.covariance[None])
-        self._parts = Components(self.mean.new_zeros(1), self.mean[None], eigenvalues, eigenvectors)
-
-    def log_prob(self, x: Tensor) -> Float[Tensor, " n"]:
-        """log N(x; m, C) in nats, (N, d) to (N,)."""
-        return _log_prob(self._parts, x)
-
-    def sample(self, n: int, seed: int) -> Float[Tensor, "n d"]:
-        """n samples, float64; torch's global generator is neither read nor moved."""
-        return _sample(self._parts, n, seed)
-
-    def network(self, prediction: str = "noise") -> BayesNetwork:
-        """The optimal ``"noise"``, ``"data"`` or ``"velocity"`` network; affine in x_t.
-
-        E[x_0 | x_t] = m + α C (α² C + σ² I)⁻¹ (x_t − α m).
-        """
-        return BayesNetwork(self._parts, prediction)
+        log_weights = self.mean.new_zeros(1)
+        self._components = Components(log_weights, self.mean[None], eigenvalues, eigenvectors)
 
 
-class GaussianMixture:
+class GaussianMixture(_ComponentLaw):
     """Data x_0 ~ Σ_k w_k N(m_k, C_k), K components in d dimensions.
 
     Args:
@@ -137,7 +138,7 @@ class GaussianMixture:
             )
         self.event_shape = self.means.shape[1:]
         log_weights = (self.weights / total).log()
-        self._parts = Components(
+        self._components = Components(
             log_weights, self.means, *self._spread(_float64(scales_or_covariances))
         )
 
@@ -158,22 +159,10 @@ class GaussianMixture:
     @property
     def covariances(self) -> Float[Tensor, "K d d"]:
         """C_k, shape (K, d, d)."""
-        eigenvalues, eigenvectors = self._parts.eigenvalues, self._parts.eigenvectors
+        eigenvalues, eigenvectors = self._components.eigenvalues, self._components.eigenvectors
         if eigenvectors is None:
             return torch.diag_embed(eigenvalues)
         return (eigenvectors * eigenvalues.unsqueeze(-2)) @ eigenvectors.mT
-
-    def log_prob(self, x: Tensor) -> Float[Tensor, " n"]:
-        """log Σ_k w_k N(x; m_k, C_k) in nats, (N, d) to (N,)."""
-        return _log_prob(self._parts, x)
-
-    def sample(self, n: int, seed: int) -> Float[Tensor, "n d"]:
-        """n samples, float64; torch's global generator is neither read nor moved."""
-        return _sample(self._parts, n, seed)
-
-    def network(self, prediction: str = "noise") -> BayesNetwork:
-        """The optimal ``"noise"``, ``"data"`` or ``"velocity"`` network."""
-        return BayesNetwork(self._parts, prediction)
 
     def noised(self, log_snr: Tensor | float) -> "GaussianMixture":
         """The law of x_t = α x_0 + σ ε at log-SNR λ: components N(α m_k, α² C_k + σ² I).
@@ -181,10 +170,10 @@ class GaussianMixture:
         The eigenvectors are those of C_k: nothing is decomposed again.
         """
         alpha, sigma = marginal_coefficients(torch.as_tensor(log_snr, dtype=torch.float64))
-        parts, law = self._parts, copy(self)
+        components, law = self._components, copy(self)
         law.means = alpha * self.means
-        eigenvalues = alpha.square() * parts.eigenvalues + sigma.square()
-        law._parts = parts._replace(means=law.means, eigenvalues=eigenvalues)
+        eigenvalues = alpha.square() * components.eigenvalues + sigma.square()
+        law._components = components._replace(means=law.means, eigenvalues=eigenvalues)
         return law
 
     def posterior(self, A: Tensor, y: Tensor, noise_scale: float) -> "GaussianMixture":
@@ -215,7 +204,7 @@ class GaussianMixture:
         covariances = rest @ C @ rest.mT + noise_scale**2 * gain @ gain.mT
         evidence = MultivariateNormal(predicted, S).log_prob(y)
         return GaussianMixture(
-            (self._parts.log_weights + evidence).softmax(0),
+            (self._components.log_weights + evidence).softmax(0),
             self.means + torch.einsum("kdm,km->kd", gain, y - predicted),
             0.5 * (covariances + covariances.mT),
         )

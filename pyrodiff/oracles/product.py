@@ -55,7 +55,7 @@ class ProductNetwork(nn.Module):
                 f"{doubled} times their block's size."
             )
         halves = zip(*(output.chunk(doubled[0], dim=1) for output in outputs), strict=True)
-        return torch.cat([part for half in halves for part in half], dim=1)
+        return torch.cat([block for half in halves for block in half], dim=1)
 
 
 class Product:
@@ -89,7 +89,7 @@ class Product:
         generator = torch.Generator().manual_seed(seed)
         seeds = torch.randint(2**31, (len(self.oracles),), generator=generator).tolist()
         pairs = zip(self.oracles, seeds, strict=True)
-        return torch.cat([oracle.sample(n, seed=own) for oracle, own in pairs], dim=1)
+        return torch.cat([oracle.sample(n, seed=s) for oracle, s in pairs], dim=1)
 
     def network(self, prediction: str = "noise") -> ProductNetwork:
         """The blocks' optimal networks side by side, which is the optimal one of the product."""
