@@ -124,7 +124,7 @@ def test_every_group_says_where_it_comes_from() -> None:
         assert held["seed"] == 0 and held["data"] == "mixture" and "split" not in held
 
 
-def test_coordinates_are_taken() -> None:
+def test_coordinates_are_kept() -> None:
     labels, names = [f"image {i}" for i in range(40)], ["height", "width"]
     given = {"sample": labels, "draw": [7, 8, 9], "x_0_dim_0": names}
     data = to_inference_data(ensemble(), LAW.sample(40, seed=1), given)
@@ -188,7 +188,7 @@ def test_arviz_compares_held_out_models() -> None:
         assert table.loc[name, "weight"] == pytest.approx(weight, abs=0.01)
 
 
-def test_stacking_stands_where_that_of_arviz_underflows() -> None:
+def test_stacking_works_where_that_of_arviz_underflows() -> None:
     """At −2000 nats exp gives 0 in ArviZ (0.23 and 1.3), and weights stay where they started."""
     a = -2000 + torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=F64)
     values = {"better": result(a), "worse": result(a - 3)}

@@ -47,10 +47,10 @@ def repeats(estimator: Estimator, reverse: ReverseChain, x_0: Tensor, count: int
     return estimator.estimate(reverse, rows, indices=range(count), batch_size=4096)
 
 
-def covered(found: LogLikelihood) -> float:
+def covered(result: LogLikelihood) -> float:
     """The share of the intervals, of those that are known, which hold the mean of the repeats."""
-    low, high = found.interval()
-    known, truth = found.std_error.isfinite(), found.value.mean()
+    low, high = result.interval()
+    known, truth = result.std_error.isfinite(), result.value.mean()
     return float(((low <= truth) & (truth <= high))[known].double().mean())
 
 
@@ -69,22 +69,22 @@ def covered(found: LogLikelihood) -> float:
     ids=repr,
 )
 def test_intervals_cover(estimator: Estimator, model: tuple[str, int, int]) -> None:
-    found = repeats(estimator, *chain(*model), 1000)
+    result = repeats(estimator, *chain(*model), 1000)
     if estimator == PathBound(2) and model[0] == "cosine":
-        assert bool(found.std_error.isnan().all())
-        assert "fewer than 8 paths" in found.remarks
+        assert bool(result.std_error.isnan().all())
+        assert "fewer than 8 paths" in result.remarks
         return
-    assert float(found.std_error.isfinite().double().mean()) > 0.95
-    assert 0.915 < covered(found) < 0.985
+    assert float(result.std_error.isfinite().double().mean()) > 0.95
+    assert 0.915 < covered(result) < 0.985
 
 
 def test_errors_that_are_reported_of_heavy_weights_cover() -> None:
     """Sixteen dimensions: log weights of sd 2.1; of the delta method 75 % would cover."""
-    found = repeats(ImportanceBound(16), *chain("cosine", 10, 16), 1000)
-    known = found.std_error.isfinite()
+    result = repeats(ImportanceBound(16), *chain("cosine", 10, 16), 1000)
+    known = result.std_error.isfinite()
     assert 0.5 < float(known.double().mean()) < 0.99
-    assert "too heavy" in found.remarks
-    assert 0.915 < covered(found) < 0.985
+    assert "too heavy" in result.remarks
+    assert 0.915 < covered(result) < 0.985
 
 
 @pytest.mark.parametrize("particles", [8, 32])
@@ -97,17 +97,17 @@ def test_errors_of_hopeless_weights_are_unknown(particles: int) -> None:
 
     reverse = ReverseChain(DataDenoiser(Zero()), ForwardChain(CosineSchedule(), 10), (64,))
     x_0 = torch.randn(1, 64, generator=torch.Generator().manual_seed(0), dtype=F64)
-    found = repeats(ImportanceBound(particles), reverse, x_0, 30)
-    assert float(found.value.std()) > 4
-    assert bool(found.std_error.isnan().all()) and "too heavy" in found.remarks
-    assert math.isnan(found.mean().monte_carlo) and math.isfinite(found.mean().between_samples)
+    result = repeats(ImportanceBound(particles), reverse, x_0, 30)
+    assert float(result.value.std()) > 4
+    assert bool(result.std_error.isnan().all()) and "too heavy" in result.remarks
+    assert math.isnan(result.mean().monte_carlo) and math.isfinite(result.mean().between_samples)
 
 
 def test_error_of_a_mean_is_its_spread() -> None:
     """100 means of 40 repeats: their spread is known to 7 %; 4 of them are 0.28."""
-    found = repeats(ImportanceBound(16), *chain("cosine", 10, 3), 4000)
-    groups = found.value.reshape(100, 40).mean(1)
-    known = found.std_error.square().nanmean()  # a few are unknown
+    result = repeats(ImportanceBound(16), *chain("cosine", 10, 3), 4000)
+    groups = result.value.reshape(100, 40).mean(1)
+    known = result.std_error.square().nanmean()  # a few are unknown
     assert float((known / 40).sqrt() / groups.std()) == pytest.approx(1, abs=0.28)
 
 
@@ -121,17 +121,17 @@ class Careless(nn.Module):
         return torch.sigmoid(-time[:, None]).sqrt() * x + 0.01 * (time[:, None] < -8) * x**3
 
 
-def test_path_error_is_unknown_where_a_jump_decides() -> None:
+def test_path_error_is_unknown_where_a_jump_dominates() -> None:
     """λ falls by 7 in the last step, where a few paths cost tens of nats more than the others."""
     careless = ReverseChain(NoiseDenoiser(Careless()), ForwardChain(CosineSchedule(), 10), (1,))
     x_0 = torch.zeros(300, 1, dtype=F64)
-    found = PathBound(64).estimate(careless, x_0, batch_size=4096)
-    assert found.log_weights is not None
-    spread = found.log_weights.flatten()
+    result = PathBound(64).estimate(careless, x_0, batch_size=4096)
+    assert result.log_weights is not None
+    spread = result.log_weights.flatten()
     kurtosis = float((spread - spread.mean()).pow(4).mean() / spread.var().square())
     assert kurtosis > 15  # so that 64 of them do not tell
-    unknown = found.std_error.isnan()
-    assert float(unknown.double().mean()) > 0.7 and "the log-SNR jumps" in found.remarks
+    unknown = result.std_error.isnan()
+    assert float(unknown.double().mean()) > 0.7 and "the log-SNR jumps" in result.remarks
     # and no error is withheld where the denoiser is right there, or nothing jumps
     for schedule in ("cosine", "linear", "log-snr"):
         num_steps = 25 if schedule == "linear" else 10

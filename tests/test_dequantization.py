@@ -112,10 +112,10 @@ def test_density_is_that_of_the_draw(make: object) -> None:
 
 def test_untrained_variational_is_uniform() -> None:
     v, noise = all_values(2, WIDTH), torch.randn(25, 2, dtype=F64)
-    found = VariationalDequantizer((2,), WIDTH).double().draw(v, noise)
+    result = VariationalDequantizer((2,), WIDTH).double().draw(v, noise)
     expected = UniformDequantizer(WIDTH).draw(v, noise)
-    torch.testing.assert_close(found.x, expected.x, rtol=1e-12, atol=1e-12)
-    assert torch.equal(found.log_density, expected.log_density)
+    torch.testing.assert_close(result.x, expected.x, rtol=1e-12, atol=1e-12)
+    assert torch.equal(result.log_density, expected.log_density)
 
 
 def test_far_tails_of_the_noise_stay_in_the_bin() -> None:
@@ -141,16 +141,18 @@ def test_fit_trains_the_dequantizer_alone() -> None:
     ).train()
     before = {name: value.clone() for name, value in reverse.state_dict().items()}
     v, context = all_values(2, WIDTH), torch.randn(25, 3, dtype=F64)
-    found, told = [], []
+    result, reported = [], []
     for seed in (0, 0, 1):
         torch.manual_seed(0)
         made = VariationalDequantizer((2,), WIDTH).double()
-        made.fit(reverse, v, 3, seed=seed, context=context, progress=lambda n, loss: told.append(n))
+        made.fit(
+            reverse, v, 3, seed=seed, context=context, progress=lambda n, loss: reported.append(n)
+        )
         assert reverse.training
-        found.append(torch.cat([p.detach().flatten() for p in made.parameters()]))
+        result.append(torch.cat([p.detach().flatten() for p in made.parameters()]))
         assert all(p.grad is None for p in (*reverse.parameters(), *made.parameters()))
-    assert told == 3 * [1, 2, 3]
-    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert reported == 3 * [1, 2, 3]
+    assert torch.equal(result[0], result[1]) and not torch.equal(result[0], result[2])
     assert all(torch.equal(value, before[name]) for name, value in reverse.state_dict().items())
 
 
@@ -168,9 +170,9 @@ def test_bin_probabilities_are_differences_of_the_normal_cdf() -> None:
     torch.testing.assert_close(exact, (upper - lower).squeeze(1), rtol=1e-9, atol=1e-12)
 
 
-def repeats(found: LogLikelihood, exact: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def repeats(result: LogLikelihood, exact: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Values less the exact ones, (V, copies); the sum of exp over values, and its error."""
-    value = found.value.reshape(len(exact), -1)
+    value = result.value.reshape(len(exact), -1)
     total = value.exp().mean(1).sum()
     return value - exact.unsqueeze(1), total, (value.exp().var(1) / value.shape[1]).sum().sqrt()
 
@@ -191,8 +193,8 @@ def test_bounds_are_ordered_and_sum_to_no_more_than_one(
         Dequantized(PathBound(1), UniformDequantizer(WIDTH), 4),
     ):
         x_0 = v.repeat_interleave(copies, 0)
-        found = estimator.estimate(reverse, x_0, batch_size=10000)
-        gaps, total, error = repeats(found, exact)
+        result = estimator.estimate(reverse, x_0, batch_size=10000)
+        gaps, total, error = repeats(result, exact)
         assert float(total) < float(exact.exp().sum()) + 3 * float(error)
         means.append(float(weight @ gaps.mean(1)))
         errors.append(float((weight.square() @ gaps.var(1) / copies).sqrt()))
@@ -209,8 +211,8 @@ def test_importance_weights_are_unbiased_for_every_value(
     reverse, v, copies = affine_chain(1), all_values(1, WIDTH), 500
     exact = bin_log_probs(reverse, v, WIDTH)
     estimator = Dequantized(inner, make(), 2, importance=True)
-    found = estimator.estimate(reverse, v.repeat_interleave(copies, 0), batch_size=20000)
-    ratio = repeats(found, exact)[0].exp()
+    result = estimator.estimate(reverse, v.repeat_interleave(copies, 0), batch_size=20000)
+    ratio = repeats(result, exact)[0].exp()
     error = ratio.std(1) / math.sqrt(copies)
     assert bool(((ratio.mean(1) - 1).abs() < 4 * error).all())
 
@@ -219,18 +221,18 @@ def test_importance_weights_sum_to_one_in_two_dimensions() -> None:
     reverse, v = affine_chain(2), all_values(2, WIDTH)
     exact = bin_log_probs(reverse, v, WIDTH)
     estimator = Dequantized(PathBound(1), UniformDequantizer(WIDTH), 4, importance=True)
-    found = estimator.estimate(reverse, v.repeat_interleave(200, 0), batch_size=10000)
-    _, total, error = repeats(found, exact)
+    result = estimator.estimate(reverse, v.repeat_interleave(200, 0), batch_size=10000)
+    _, total, error = repeats(result, exact)
     assert abs(float(total - exact.exp().sum())) < 4 * float(error) < 0.1
 
 
-def test_mass_beyond_the_end_bins_is_no_values() -> None:
+def test_mass_beyond_the_end_bins_belongs_to_no_value() -> None:
     """Closed bins: over a grid that ends within the density, Σ P is the mass within."""
     reverse, v = affine_chain(1), all_values(1, 0.25, -0.25, 0.25)
     estimator = Dequantized(PathBound(1), UniformDequantizer(0.25), 4, importance=True)
-    found = estimator.estimate(reverse, v.repeat_interleave(600, 0), batch_size=10000)
+    result = estimator.estimate(reverse, v.repeat_interleave(600, 0), batch_size=10000)
     exact = bin_log_probs(reverse, v, 0.25)
-    _, total, error = repeats(found, exact)
+    _, total, error = repeats(result, exact)
     assert abs(float(total - exact.exp().sum())) < 4 * float(error)
     assert float(total) < 0.9
 
@@ -252,10 +254,10 @@ def test_discrete_decoders_sum_to_one(decoder: Decoder) -> None:
     two = ReverseChain(DataDenoiser(network), forward, (2,), decoder=decoder)
     for reverse, copies in ((one, 300), (two, 30)):
         v = all_values(reverse.event_shape.numel(), 0.25)
-        found = ImportanceBound(4).estimate(
+        result = ImportanceBound(4).estimate(
             reverse, v.repeat_interleave(copies, 0), batch_size=36000
         )
-        total, error = repeats(found, torch.zeros(len(v), dtype=F64))[1:]
+        total, error = repeats(result, torch.zeros(len(v), dtype=F64))[1:]
         assert abs(float(total) - 1) < 4 * float(error) < 0.1
 
 
@@ -287,12 +289,12 @@ def test_width_of_the_bins_is_counted_once() -> None:
     """Where the density is all but constant over a bin, log P = log p + d log h."""
     reverse, v = affine_chain(2), torch.zeros(2000, 2, dtype=F64)
     width = 1e-3
-    found = Dequantized(PathBound(1), UniformDequantizer(width), 2).estimate(
+    result = Dequantized(PathBound(1), UniformDequantizer(width), 2).estimate(
         reverse, v, batch_size=2000
     )
     inner = PathBound(2).estimate(reverse, v, batch_size=4000)
-    error = math.hypot(float(found.value.std()), float(inner.value.std())) / math.sqrt(2000)
-    difference = float(found.value.mean() - inner.value.mean())
+    error = math.hypot(float(result.value.std()), float(inner.value.std())) / math.sqrt(2000)
+    difference = float(result.value.mean() - inner.value.mean())
     assert abs(difference - 2 * math.log(width)) < 4 * error < 0.1
 
 
@@ -300,9 +302,9 @@ def test_std_error_is_the_spread_over_repeats() -> None:
     """An unbiased variance of the mean, noise of the draws and of the inner estimate together."""
     v = torch.full((1000, 1), 0.5, dtype=F64)
     estimator = Dequantized(PathBound(1), UniformDequantizer(WIDTH), 4)
-    found = estimator.estimate(affine_chain(1), v, batch_size=3000)
-    centred = (found.value - found.value.mean()).square()
-    difference = centred - found.std_error.square()
+    result = estimator.estimate(affine_chain(1), v, batch_size=3000)
+    centred = (result.value - result.value.mean()).square()
+    difference = centred - result.std_error.square()
     assert abs(float(difference.mean())) < 4 * float(difference.std()) / math.sqrt(len(v))
     one = Dequantized(PathBound(4), UniformDequantizer(WIDTH), 1).estimate(affine_chain(1), v[:3])
     assert bool(one.std_error.isnan().all()) and bool(one.interval()[0].isnan().all())
@@ -318,7 +320,7 @@ def test_upper_bounds_and_estimates_give_no_bound() -> None:
 
 
 @pytest.mark.parametrize("importance", [False, True])
-def test_batches_and_mates_change_nothing(importance: bool) -> None:
+def test_values_do_not_depend_on_batches(importance: bool) -> None:
     network = perturbed(2, context_size=3)
     reverse = ReverseChain(DataDenoiser(network), ForwardChain(LogSNRSchedule(0.0, -3.0), 5), (2,))
     v, context = all_values(2, WIDTH)[:12], torch.randn(12, 3, dtype=F64)

@@ -165,12 +165,12 @@ def test_moments_are_unbiased() -> None:
     uniform = torch.rand(100_000, layout.total, dtype=F64, generator=generator)
     moments = Moments.of(-uniform.log() * scale[layout.stratum], layout)
     count = torch.tensor(draws, dtype=F64)
-    for found, exact in (
+    for result, exact in (
         (moments.variance, scale**2 / count),
         (moments.third, 2 * scale**3 / count**2),
     ):
-        error = found.std(0) / math.sqrt(len(found))
-        assert bool(((found.mean(0) - exact).abs() < 4 * error).all())
+        error = result.std(0) / math.sqrt(len(result))
+        assert bool(((result.mean(0) - exact).abs() < 4 * error).all())
 
 
 # -- intervals -----------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_few_calls_have_an_error_and_no_interval() -> None:
     assert result.remarks == "" and bool(torch.stack(result.interval()).isfinite().all())
 
 
-def test_every_step_once_knows_no_error_and_says_so() -> None:
+def test_every_step_once_has_no_error_and_says_so() -> None:
     reverse, x_0, _ = chain("cosine", 50, 2, "exact")
     result = repeat(reverse, x_0, TermwiseBound(), 3)
     assert bool(result.std_error.isnan().all()) and "one draw of each step" in result.remarks
@@ -226,7 +226,7 @@ MODELS = [
 
 
 @pytest.mark.parametrize(("schedule", "steps", "size", "kind"), MODELS)
-def test_no_layout_loses_to_every_step_nor_a_pilot_to_none(
+def test_no_layout_is_worse_than_every_step_and_no_pilot_worse_than_none(
     schedule: str, steps: int, size: int, kind: str
 ) -> None:
     """Variance × calls at 64 calls: at most 1.1 times, and the error of the ratio, of 400 repeats.
@@ -286,7 +286,7 @@ def test_controls_work_where_their_tables_are() -> None:
 @pytest.mark.parametrize(
     ("schedule", "steps", "size"), [("cosine", 1000, 16), ("log-snr", 50, 64), ("linear", 1000, 3)]
 )
-def test_few_calls_do_not_lose_to_even_strata(
+def test_few_calls_are_no_worse_than_even_strata(
     schedule: str, steps: int, size: int, budget: int
 ) -> None:
     """Of t ≥ 2, two draws each, and two of t = 1: what anybody would do.  300 repeats.
@@ -294,7 +294,7 @@ def test_few_calls_do_not_lose_to_even_strata(
     The sd of the ratio is about 12 %; measured ratios are 0.01 to 1.0.
     """
     reverse, x_0, _ = chain(schedule, steps, size, "exact")
-    found = float(repeat(reverse, x_0, TermwiseBound(budget), 300).value.var())
+    result = float(repeat(reverse, x_0, TermwiseBound(budget), 300).value.var())
     generator, rows = torch.Generator().manual_seed(0), x_0.expand(300, -1)
     edges = torch.linspace(2, steps + 1, budget // 2, dtype=F64).round().long().tolist()
     total = torch.zeros(300, dtype=F64)
@@ -303,4 +303,4 @@ def test_few_calls_do_not_lose_to_even_strata(
             t = torch.randint(low, high, (300,), generator=generator)
             noise = torch.randn(rows.shape, generator=generator, dtype=F64)
             total += (high - low) / 2 * variational_term(reverse, rows, t, noise)
-    assert found <= 1.4 * float(total.var())
+    assert result <= 1.4 * float(total.var())

@@ -102,12 +102,12 @@ def test_move_is_the_ratio_of_pyros_densities(variance: object, size: int) -> No
     x_0, noise = torch.randn(5, size, dtype=F64), torch.randn(5, size, dtype=F64)
     for t in range(7, 1, -1):
         x_t = chain.sample(x_0, t, torch.randn(5, size, dtype=F64))
-        found = move(reverse, x_t, x_0, t, noise, predict(reverse, x_t, t, None))
+        result = move(reverse, x_t, x_0, t, noise, predict(reverse, x_t, t, None))
         q = kernels.posterior(x_t, x_0, chain.log_snr[t - 2], chain.log_snr[t - 1], 1)
         law = q.base_dist
-        torch.testing.assert_close(found.x, law.loc + law.scale * noise, rtol=1e-12, atol=1e-12)
-        expected = reverse.transition(x_t, t).log_prob(found.x) - q.log_prob(found.x)
-        torch.testing.assert_close(found.log_ratio, expected, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(result.x, law.loc + law.scale * noise, rtol=1e-12, atol=1e-12)
+        expected = reverse.transition(x_t, t).log_prob(result.x) - q.log_prob(result.x)
+        torch.testing.assert_close(result.log_ratio, expected, rtol=1e-9, atol=1e-10)
 
 
 def test_move_of_equal_laws_is_exactly_zero() -> None:
@@ -118,8 +118,8 @@ def test_move_of_equal_laws_is_exactly_zero() -> None:
     reverse = mlp_chain(Truth(), 4, 2, variance=FixedSmall())
     x_0, noise = torch.full((3, 2), 0.5, dtype=F64), torch.randn(3, 2, dtype=F64)
     for t in (4, 3, 2):
-        found = move(reverse, noise, x_0, t, noise, predict(reverse, noise, t, None))
-        assert torch.equal(found.log_ratio, torch.zeros(3, dtype=F64))
+        result = move(reverse, noise, x_0, t, noise, predict(reverse, noise, t, None))
+        assert torch.equal(result.log_ratio, torch.zeros(3, dtype=F64))
 
 
 def pyro_log_weights(
@@ -159,9 +159,9 @@ def test_weights_are_those_of_pyros_traces(order: str, decoder: object, learned:
     x_0 = torch.tensor([[-0.75, 0.5], [0.0, 1.0], [0.25, 0.25]], dtype=F64)
     context = torch.randn(3, 3, dtype=F64)
     with torch.no_grad():
-        found = path_weights(reverse, Batch(x_0, context, range(3), seed=5, rows=5), 4)
+        result = path_weights(reverse, Batch(x_0, context, range(3), seed=5, rows=5), 4)
     expected = pyro_log_weights(reverse, x_0, 4, 5, context, order)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_one_step_and_events_of_many_axes() -> None:
@@ -176,11 +176,11 @@ def test_one_step_and_events_of_many_axes() -> None:
         weights = path_weights(reverse, Batch(x_0, None, range(3), seed=1, rows=64), 2)
         expected = pyro_log_weights(reverse, x_0, 2, 1, None, "denoising")
         torch.testing.assert_close(weights, expected, rtol=1e-9, atol=1e-10)
-        found = PathBound(2).estimate(reverse, x_0)
-        assert found.network_evaluations == 2 * steps and found.dimensions == 6
+        result = PathBound(2).estimate(reverse, x_0)
+        assert result.network_evaluations == 2 * steps and result.dimensions == 6
 
 
-def test_single_precision_follows_double(point: Tensor) -> None:
+def test_single_precision_agrees_with_double(point: Tensor) -> None:
     double = PathBound(4).estimate(affine_chain(50, start=5.0), point)
     single = PathBound(4).estimate(affine_chain(50, start=5.0), point.float())
     assert single.value.dtype == F64
@@ -193,11 +193,11 @@ def test_single_precision_follows_double(point: Tensor) -> None:
 @pytest.mark.parametrize("paths", [1, 2, 5])
 def test_path_bound_is_the_closed_form(paths: int, point: Tensor) -> None:
     copies, reverse = 3000, affine_chain(12, 0.5, start=5.0)
-    found = PathBound(paths).estimate(reverse, point.expand(copies, -1), batch_size=30000)
-    error = float(found.value.std()) / math.sqrt(copies)
+    result = PathBound(paths).estimate(reverse, point.expand(copies, -1), batch_size=30000)
+    error = float(result.value.std()) / math.sqrt(copies)
     elbo = linear_bound(reverse, point).elbo
-    assert abs(float(found.value.mean() - elbo)) < 4 * error < 0.1 * abs(float(elbo))
-    assert found.kind == "lower bound" and found.network_evaluations == 12 * paths
+    assert abs(float(result.value.mean() - elbo)) < 4 * error < 0.1 * abs(float(elbo))
+    assert result.kind == "lower bound" and result.network_evaluations == 12 * paths
     assert float(elbo) < float(linear_log_prob(reverse, point))
 
 
@@ -209,8 +209,8 @@ def relative_weights(log_w: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_mean_weight_is_the_likelihood_of_an_affine_chain(point: Tensor) -> None:
     reverse, x_0 = affine_chain(), torch.cat([point, -point, torch.zeros_like(point)])
-    found = ImportanceBound(8000).estimate(reverse, x_0, batch_size=8000)
-    mean, error = relative_weights(found.log_weights, linear_log_prob(reverse, x_0))
+    result = ImportanceBound(8000).estimate(reverse, x_0, batch_size=8000)
+    mean, error = relative_weights(result.log_weights, linear_log_prob(reverse, x_0))
     assert bool(((mean - 1).abs() < 4 * error).all()) and float(error.max()) < 0.03
 
 
@@ -220,9 +220,9 @@ def test_mean_weight_is_the_grids_likelihood(variance: object, decoder: object) 
     network = perturbed(learned_variance=variance.learned)
     reverse = mlp_chain(network, variance=variance, decoder=decoder)
     x_0 = torch.tensor([[-0.75], [0.0], [0.5]], dtype=F64)
-    found = ImportanceBound(5000).estimate(reverse, x_0, batch_size=5000)
+    result = ImportanceBound(5000).estimate(reverse, x_0, batch_size=5000)
     exact = GridOracle(reverse, -10, 10, 801).log_prob(x_0)
-    mean, error = relative_weights(found.log_weights, exact)
+    mean, error = relative_weights(result.log_weights, exact)
     assert bool(((mean - 1).abs() < 4 * error).all()) and float(error.max()) < 0.03
 
 
@@ -231,8 +231,8 @@ def test_mean_weight_is_the_products_likelihood() -> None:
     reverse = mlp_chain(ProductNetwork([first, second]), size=2)
     grids = [GridOracle(mlp_chain(network), -10, 10, 801) for network in (first, second)]
     x_0 = torch.tensor([[-0.7, 0.3], [1.2, 0.1]], dtype=F64)
-    found = ImportanceBound(8000).estimate(reverse, x_0, batch_size=8000)
-    mean, error = relative_weights(found.log_weights, Product(*grids).log_prob(x_0))
+    result = ImportanceBound(8000).estimate(reverse, x_0, batch_size=8000)
+    mean, error = relative_weights(result.log_weights, Product(*grids).log_prob(x_0))
     assert bool(((mean - 1).abs() < 4 * error).all()) and float(error.max()) < 0.03
 
 
@@ -288,11 +288,11 @@ def test_jackknife_is_closer_to_the_likelihood(particles: LogLikelihood, point: 
     gap = float(exact - bound.mean())
     assert gap > 10 * error  # so that the comparison says something
     assert abs(float(exact - debiased.mean())) < gap / 2
-    found = ImportanceBound(16, jackknife=True).estimate(affine_chain(), point, seed=1)
+    result = ImportanceBound(16, jackknife=True).estimate(affine_chain(), point, seed=1)
     plain = ImportanceBound(16).estimate(affine_chain(), point, seed=1)
-    assert found.kind == "estimate" and plain.kind == "lower bound"
-    assert torch.equal(found.log_weights, plain.log_weights)
-    assert float(found.value) > float(plain.value)
+    assert result.kind == "estimate" and plain.kind == "lower bound"
+    assert torch.equal(result.log_weights, plain.log_weights)
+    assert float(result.value) > float(plain.value)
 
 
 # -- errors and intervals ------------------------------------------------------------------------
@@ -300,25 +300,25 @@ def test_jackknife_is_closer_to_the_likelihood(particles: LogLikelihood, point: 
 
 def test_interval_covers_the_bound(point: Tensor) -> None:
     """1000 repeats: at a coverage of 95 % the count has sd 7, and leaves 930 … 970 at 0.4 %."""
-    found = PathBound(8).estimate(affine_chain(), point.expand(1000, -1), batch_size=8000)
-    low, high = found.interval(0.95)
+    result = PathBound(8).estimate(affine_chain(), point.expand(1000, -1), batch_size=8000)
+    low, high = result.interval(0.95)
     elbo = linear_bound(affine_chain(), point).elbo
     assert 930 <= int(((low < elbo) & (elbo < high)).sum()) <= 970
 
 
 def test_path_error_is_the_spread_over_repeats(point: Tensor) -> None:
     copies = 3000
-    found = PathBound(4).estimate(affine_chain(), point.expand(copies, -1), batch_size=12000)
-    centred = (found.value - found.value.mean()).square()
-    difference = centred - found.std_error.square()
+    result = PathBound(4).estimate(affine_chain(), point.expand(copies, -1), batch_size=12000)
+    centred = (result.value - result.value.mean()).square()
+    difference = centred - result.std_error.square()
     assert abs(float(difference.mean())) < 4 * float(difference.std()) / math.sqrt(copies)
 
 
 def test_importance_error_is_the_spread_over_repeats(point: Tensor) -> None:
     """The ratio of variances, from 3000 repeats to √(2/3000) = 2.6 %; 4 of them are 0.1."""
     x_0, reverse = point.expand(3000, -1), affine_chain(factor=1.0)
-    found = ImportanceBound(16).estimate(reverse, x_0, batch_size=16000)
-    assert float(found.std_error.square().mean() / found.value.var()) == pytest.approx(1, abs=0.1)
+    result = ImportanceBound(16).estimate(reverse, x_0, batch_size=16000)
+    assert float(result.std_error.square().mean() / result.value.var()) == pytest.approx(1, abs=0.1)
 
 
 # -- what a value depends on ---------------------------------------------------------------------
@@ -327,7 +327,7 @@ ESTIMATORS = [PathBound(3), ImportanceBound(9, jackknife=True)]
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
-def test_batches_and_mates_change_nothing(estimator: PathBound | ImportanceBound) -> None:
+def test_values_do_not_depend_on_batches(estimator: PathBound | ImportanceBound) -> None:
     reverse = mlp_chain(perturbed(2, context_size=3), size=2)
     x_0, context = torch.randn(12, 2, dtype=F64), torch.randn(12, 3, dtype=F64)
     whole = estimator.estimate(reverse, x_0, seed=3, context=context)
@@ -361,7 +361,7 @@ def test_parts_of_a_data_set_join_to_the_whole() -> None:
     assert joined.estimator == whole.estimator == repr(bound)
 
 
-def test_seed_and_context_decide_and_the_global_generator_does_not() -> None:
+def test_values_depend_on_seed_and_context_and_not_on_the_global_generator() -> None:
     reverse = mlp_chain(perturbed(2, context_size=3, dropout=0.5), size=2)
     x_0, context = torch.randn(4, 2, dtype=F64), torch.randn(4, 3, dtype=F64)
     bound = ImportanceBound(3)
@@ -451,8 +451,8 @@ def with_weights(log_w: Tensor) -> LogLikelihood:
 
 def test_effective_sample_size() -> None:
     log_w = torch.tensor([[-900.0] * 4, [0, -1e4, -1e4, -1e4], [0, 0, -1e4, -1e4]], dtype=F64)
-    found = with_weights(log_w).effective_sample_size
-    torch.testing.assert_close(found, torch.tensor([4.0, 1.0, 2.0], dtype=F64))
+    result = with_weights(log_w).effective_sample_size
+    torch.testing.assert_close(result, torch.tensor([4.0, 1.0, 2.0], dtype=F64))
     assert PathBound(1).estimate(affine_chain(), torch.zeros(1, 3, dtype=F64)).looser is None
     bare = LogLikelihood(
         *(getattr(full(), f) for f in ("value", "std_error", "kind", "calls")), 4, "by hand"
@@ -480,7 +480,7 @@ def test_looser_compares_with_the_reference() -> None:
     assert (full() + 2.0).looser.tolist() == [False, True, False]
 
 
-def test_offset_moves_what_is_a_log_likelihood() -> None:
+def test_offset_is_added_to_every_log_likelihood() -> None:
     old = full()
     new = old + 2.5
     for name in ("value", "reference", "log_weights"):
@@ -529,9 +529,9 @@ def test_file_keeps_every_field(tmp_path: Path) -> None:
 
 
 def test_file_of_an_estimate_keeps_its_weights(tmp_path: Path, point: Tensor) -> None:
-    found = ImportanceBound(30).estimate(affine_chain(), point.expand(3, -1))
-    found.save(tmp_path / "result.nc")
+    result = ImportanceBound(30).estimate(affine_chain(), point.expand(3, -1))
+    result.save(tmp_path / "result.nc")
     back = LogLikelihood.load(tmp_path / "result.nc")
-    assert torch.equal(back.log_weights, found.log_weights)
-    assert torch.equal(back.pareto_k, found.pareto_k)
-    assert torch.equal(back.degrees_of_freedom, found.degrees_of_freedom) and back.terms is None
+    assert torch.equal(back.log_weights, result.log_weights)
+    assert torch.equal(back.pareto_k, result.pareto_k)
+    assert torch.equal(back.degrees_of_freedom, result.degrees_of_freedom) and back.terms is None

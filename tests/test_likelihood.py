@@ -50,7 +50,7 @@ def test_offset_moves_values_alone() -> None:
     assert moved.terms is not None and torch.equal(moved.terms, by_hand().terms)
 
 
-def test_means_count_the_values_that_are_there() -> None:
+def test_means_leave_out_values_that_are_not_finite() -> None:
     value = torch.tensor([-3.0, torch.nan, -5.0, -7.0], dtype=F64)
     with pytest.warns(UserWarning, match="NaN or infinity for 1 of 4 samples"):
         mean = replace(by_hand(False), value=value, std_error=torch.full((4,), 0.3)).mean()
@@ -98,10 +98,10 @@ def test_file_round_trip(tmp_path: Path, terms: bool) -> None:
 
 
 def test_unknown_errors_stay_unknown_in_a_file(tmp_path: Path) -> None:
-    found = replace(by_hand(), std_error=torch.full((3,), torch.nan, dtype=F64))
-    found.save(tmp_path / "result.nc")
+    result = replace(by_hand(), std_error=torch.full((3,), torch.nan, dtype=F64))
+    result.save(tmp_path / "result.nc")
     back = LogLikelihood.load(tmp_path / "result.nc")
-    assert bool(back.std_error.isnan().all()) and torch.equal(back.value, found.value)
+    assert bool(back.std_error.isnan().all()) and torch.equal(back.value, result.value)
     assert math.isnan(back.mean().monte_carlo) and math.isfinite(back.mean().between_samples)
 
 

@@ -104,7 +104,7 @@ def point() -> Tensor:
 # -- resampling ----------------------------------------------------------------------------------
 
 
-def test_systematic_takes_each_its_share() -> None:
+def test_systematic_resampling_is_in_proportion_to_the_weights() -> None:
     """⌊K W⌋ or ⌈K W⌉ times each, K W on average over an even grid of the uniforms."""
     count, grid = 9, 20000
     log_w = 2 * torch.randn(1, count, dtype=F64)
@@ -141,9 +141,9 @@ def test_ancestors_bring_their_predictions() -> None:
 def test_eve_weights_by_hand() -> None:
     log_w = torch.tensor([[1.0, 2.0, 4.0], [3.0, 3.0, 5.0]], dtype=F64).log()
     eves = torch.tensor([[0, 2, 2], [0, 1, 2]])
-    found = eve_weights(Population(torch.zeros(6, 1), log_w, eves, torch.zeros(2).long()))
+    result = eve_weights(Population(torch.zeros(6, 1), log_w, eves, torch.zeros(2).long()))
     expected = torch.tensor([[1.0, 0.0, 6.0], [3.0, 3.0, 5.0]], dtype=F64)
-    torch.testing.assert_close(found.exp(), expected)
+    torch.testing.assert_close(result.exp(), expected)
     far = torch.tensor([[0.0, -5000.0]], dtype=F64)  # no underflow where nothing is summed
     alone = Population(torch.zeros(2, 1), far, torch.tensor([[0, 1]]), torch.zeros(1).long())
     assert torch.equal(eve_weights(alone), far)
@@ -167,12 +167,12 @@ def assert_unbiased(result: LogLikelihood, exact: Tensor) -> None:
 def test_affine_estimate_is_unbiased(twist: Twist, threshold: float, point: Tensor) -> None:
     copies, reverse = 6000, affine_chain(factor=0.95)
     bound, x_0 = ParticleBound(4, twist, threshold, compare=False), point.expand(copies, -1)
-    found = bound.estimate(reverse, x_0, seed=1, batch_size=24000)
-    assert_unbiased(found, linear_log_prob(reverse, point))
-    assert found.log_weights is not None
-    lost = found.log_weights.isneginf().any(1).double().mean()
+    result = bound.estimate(reverse, x_0, seed=1, batch_size=24000)
+    assert_unbiased(result, linear_log_prob(reverse, point))
+    assert result.log_weights is not None
+    lost = result.log_weights.isneginf().any(1).double().mean()
     assert float(lost) > (0.03 if threshold < 1 else 0.5)  # it was resampled
-    assert found.network_evaluations == 24 and found.kind == "lower bound"
+    assert result.network_evaluations == 24 and result.kind == "lower bound"
 
 
 @pytest.mark.parametrize(
@@ -229,14 +229,14 @@ def test_filter_conditions_on_an_observation(point: Tensor) -> None:
 
     with torch.no_grad():
         proposal, indices = Prior(reverse, y, scale), range(copies)
-        found = ParticleFilter(count, 1.0, 4000).run(reverse, proposal, potential, 0, indices)
-    log_w = found.log_weights - linear_log_prob(wide, point)
+        result = ParticleFilter(count, 1.0, 4000).run(reverse, proposal, potential, 0, indices)
+    log_w = result.log_weights - linear_log_prob(wide, point)
     ratio = log_w.exp().mean(1)
     error = float(ratio.std()) / math.sqrt(copies)
     assert abs(float(ratio.mean()) - 1) < 4 * error and error < 0.05
-    assert bool((found.resamplings == reverse.num_steps).all())
+    assert bool((result.resamplings == reverse.num_steps).all())
     # E Σ w x / p(y) is the posterior mean: ∇ log p(y) = (E[x_0 | y] − y)/s²
-    moment = (log_w.exp().unsqueeze(-1) * found.x.reshape(copies, count, 3)).mean(1)
+    moment = (log_w.exp().unsqueeze(-1) * result.x.reshape(copies, count, 3)).mean(1)
     slope = [
         (linear_log_prob(wide, point + h) - linear_log_prob(wide, point - h)) / 2e-4
         for h in 1e-4 * torch.eye(3, dtype=F64)
@@ -254,29 +254,29 @@ def test_filter_conditions_on_an_observation(point: Tensor) -> None:
 def test_without_resampling_it_is_the_importance_bound(twist: Twist, particles: int) -> None:
     reverse, x_0 = affine_chain(), torch.randn(6, 3, dtype=F64)
     plain = ImportanceBound(particles).estimate(reverse, x_0, seed=4)
-    found = ParticleBound(particles, twist, threshold=0).estimate(reverse, x_0, seed=4)
+    result = ParticleBound(particles, twist, threshold=0).estimate(reverse, x_0, seed=4)
     for name in ("value", "std_error", "log_weights", "effective_sample_size"):
-        old, new = getattr(plain, name), getattr(found, name)
+        old, new = getattr(plain, name), getattr(result, name)
         torch.testing.assert_close(new, old, rtol=1e-12, atol=1e-12, equal_nan=True)
-    assert found.reference is not None and torch.equal(found.reference, found.value)
-    assert torch.equal(found.calls, plain.calls)
+    assert result.reference is not None and torch.equal(result.reference, result.value)
+    assert torch.equal(result.calls, plain.calls)
 
 
-def test_reference_is_the_importance_bound_and_is_paid_for() -> None:
+def test_reference_is_the_importance_bound_and_its_calls_are_counted() -> None:
     reverse, x_0 = affine_chain(), torch.randn(20, 3, dtype=F64)
     plain = ImportanceBound(8).estimate(reverse, x_0, seed=2)
     bound = ParticleBound(8, MarginalTwist(NEAR), threshold=0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        found = bound.estimate(reverse, x_0, seed=2, batch_size=40)
-    assert found.reference is not None and found.looser is not None
-    torch.testing.assert_close(found.reference, plain.value, rtol=1e-12, atol=1e-12)
-    resampled = found.reference != found.value
+        result = bound.estimate(reverse, x_0, seed=2, batch_size=40)
+    assert result.reference is not None and result.looser is not None
+    torch.testing.assert_close(result.reference, plain.value, rtol=1e-12, atol=1e-12)
+    resampled = result.reference != result.value
     assert 0 < int(resampled.sum()) < 20
-    assert torch.equal(found.calls, 48 * (1 + resampled.long()))
+    assert torch.equal(result.calls, 48 * (1 + resampled.long()))
 
 
-def test_raw_weights_ruin_the_bound_and_it_is_said() -> None:
+def test_raw_weights_ruin_the_bound_and_a_warning_says_so() -> None:
     """Measured losses are 20 to 70 nats, with a spread over samples of about 15."""
     law = mixture()
     reverse, x_0 = mixture_chain(law, 100, FixedLarge()), law.sample(8, seed=5)
@@ -285,15 +285,15 @@ def test_raw_weights_ruin_the_bound_and_it_is_said() -> None:
         r"particles; got -\d+\.\d{3} and -\d+\.\d{3} nats on average, looser for 8 of 8 samples\."
     )
     with pytest.warns(UserWarning, match=message) as caught:
-        found = ParticleBound(16, NoTwist()).estimate(reverse, x_0, seed=1)
+        result = ParticleBound(16, NoTwist()).estimate(reverse, x_0, seed=1)
     assert len(caught) == 1
-    assert found.reference is not None and found.looser is not None
-    assert bool(found.looser.all())
-    assert float((found.reference - found.value).mean()) > 20
+    assert result.reference is not None and result.looser is not None
+    assert bool(result.looser.all())
+    assert float((result.reference - result.value).mean()) > 20
     silent = ParticleBound(16, NoTwist(), compare=False).estimate(reverse, x_0, seed=1)
     assert silent.reference is None and silent.looser is None
-    assert torch.equal(silent.value, found.value)
-    assert 2 * silent.network_evaluations == found.network_evaluations
+    assert torch.equal(silent.value, result.value)
+    assert 2 * silent.network_evaluations == result.network_evaluations
 
 
 def isotropic(scale: float) -> GaussianMixture:
@@ -318,9 +318,9 @@ def test_twists_tighten_a_loose_bound(kind: str) -> None:
         "mixture": (mixture(32), lambda law, _: MarginalTwist.fit(law.sample(1000, seed=7), 4)),
     }[kind]
     reverse, x_0 = mixture_chain(law, 40, FixedSmall()), law.sample(24, seed=5)
-    found = ParticleBound(16, of_twist(law, reverse)).estimate(reverse, x_0, seed=1)
-    assert found.reference is not None
-    gain = found.value - found.reference
+    result = ParticleBound(16, of_twist(law, reverse)).estimate(reverse, x_0, seed=1)
+    assert result.reference is not None
+    gain = result.value - result.reference
     assert float(gain.mean()) > 3 * float(gain.std()) / math.sqrt(len(gain))
 
 
@@ -335,10 +335,10 @@ def test_std_error_covers_the_spread_over_repeats(point: Tensor) -> None:
     copies, reverse = 1000, affine_chain(factor=0.9)
     bound = ParticleBound(64, MarginalTwist(NEAR), 0.8, compare=False)
     x_0 = point.expand(copies, -1)
-    found = bound.estimate(reverse, x_0, seed=1, batch_size=16000)
-    assert found.log_weights is not None
-    assert float(found.log_weights.isneginf().any(1).double().mean()) > 0.3  # it was resampled
-    reported, spread = found.std_error.square(), (found.value - found.value.mean()).square()
+    result = bound.estimate(reverse, x_0, seed=1, batch_size=16000)
+    assert result.log_weights is not None
+    assert float(result.log_weights.isneginf().any(1).double().mean()) > 0.3  # it was resampled
+    reported, spread = result.std_error.square(), (result.value - result.value.mean()).square()
     error = float((reported - spread).std()) / math.sqrt(copies)
     assert float((reported - spread).mean()) > -4 * error
     assert float(reported.mean()) < 2 * float(spread.mean())
@@ -347,11 +347,11 @@ def test_std_error_covers_the_spread_over_repeats(point: Tensor) -> None:
 def test_std_error_of_a_collapsed_genealogy_is_unknown() -> None:
     law = mixture()
     reverse, x_0 = mixture_chain(law, 100, FixedLarge()), law.sample(4, seed=5)
-    found = ParticleBound(16, threshold=1.0, compare=False).estimate(reverse, x_0)
-    assert found.log_weights is not None
-    assert bool(((found.log_weights > -math.inf).sum(1) < 5).all())
-    assert bool(found.std_error.isnan().all()) and bool(found.value.isfinite().all())
-    assert "have no descendants" in found.remarks
+    result = ParticleBound(16, threshold=1.0, compare=False).estimate(reverse, x_0)
+    assert result.log_weights is not None
+    assert bool(((result.log_weights > -math.inf).sum(1) < 5).all())
+    assert bool(result.std_error.isnan().all()) and bool(result.value.isfinite().all())
+    assert "have no descendants" in result.remarks
 
 
 def test_half_of_the_first_particles_have_to_have_descendants() -> None:
@@ -359,20 +359,20 @@ def test_half_of_the_first_particles_have_to_have_descendants() -> None:
     generator = torch.Generator().manual_seed(0)
     log_w = 0.3 * torch.randn(2, 16, dtype=torch.float64, generator=generator)
     log_w[0, :8] = log_w[1, :7] = -math.inf
-    found = _summary(log_w)
-    assert found.std_error.isnan().tolist() == [True, False]
-    assert bool(found.value.isfinite().all()) and "have no descendants" in found.remarks
+    result = _summary(log_w)
+    assert result.std_error.isnan().tolist() == [True, False]
+    assert bool(result.value.isfinite().all()) and "have no descendants" in result.remarks
 
 
 def test_std_error_is_of_the_sums_over_descendants(point: Tensor) -> None:
     bound = ParticleBound(16, MarginalTwist(NEAR), 0.8, compare=False)
-    found = bound.estimate(affine_chain(), point.expand(50, -1), batch_size=800)
-    assert found.log_weights is not None
-    torch.testing.assert_close(found.log_weights.logsumexp(1) - math.log(16), found.value)
-    some = ~found.std_error.isnan()
+    result = bound.estimate(affine_chain(), point.expand(50, -1), batch_size=800)
+    assert result.log_weights is not None
+    torch.testing.assert_close(result.log_weights.logsumexp(1) - math.log(16), result.value)
+    some = ~result.std_error.isnan()
     assert int(some.sum()) > 40
-    expected = pseudo_values(found.log_weights).std(1) / 4
-    torch.testing.assert_close(found.std_error[some], expected[some])
+    expected = pseudo_values(result.log_weights).std(1) / 4
+    torch.testing.assert_close(result.std_error[some], expected[some])
 
 
 # -- twists --------------------------------------------------------------------------------------
@@ -393,10 +393,10 @@ def test_noised_mixture_is_the_law_of_x_t(full: bool) -> None:
         covariance = alpha**2 * law.covariances + sigma**2 * torch.eye(5, dtype=F64)
         x = noised.sample(6, seed=1).requires_grad_()
         parts = MultivariateNormal(alpha * law.means, covariance).log_prob(x.unsqueeze(1))
-        found = noised.log_prob(x)
-        torch.testing.assert_close(found, (weights.log() + parts).logsumexp(1))
+        result = noised.log_prob(x)
+        torch.testing.assert_close(result, (weights.log() + parts).logsumexp(1))
         torch.testing.assert_close(noised.covariances, covariance)
-        (slope,) = torch.autograd.grad(found.sum(), x)
+        (slope,) = torch.autograd.grad(result.sum(), x)
         noise = law.network()(x.detach(), ratio.expand(6))
         torch.testing.assert_close(-sigma * slope, noise, rtol=1e-8, atol=1e-10)
     assert torch.equal(law.means, before)
@@ -416,9 +416,9 @@ def test_marginal_twist_is_bayes_rule() -> None:
             MEAN + (x_t - alpha * MEAN) @ gain.T, covariance - alpha * gain @ covariance
         )
         nothing = Prediction(x_t, None)
-        found = MarginalTwist(law).log_value(reverse, x_t, x_0, t, nothing)
+        result = MarginalTwist(law).log_value(reverse, x_t, x_0, t, nothing)
         torch.testing.assert_close(
-            found - found[0], posterior.log_prob(x_0) - posterior.log_prob(x_0)[0]
+            result - result[0], posterior.log_prob(x_0) - posterior.log_prob(x_0)[0]
         )
 
 
@@ -430,8 +430,8 @@ def test_denoised_twist_is_a_normal_law(point: Tensor) -> None:
         for twist, scale in ((DenoisedTwist(), sigma), (TWISTS["variances"], None)):
             scale = math.sqrt({1: 0.5, 6: 3.0}[t]) if scale is None else scale
             law = torch.distributions.Normal(prediction.x0_hat, scale).log_prob(x_0).sum(1)
-            found = twist.log_value(reverse, x_0, x_0, t, prediction)
-            torch.testing.assert_close(found - found[0], law - law[0])
+            result = twist.log_value(reverse, x_0, x_0, t, prediction)
+            torch.testing.assert_close(result - result[0], law - law[0])
 
 
 def test_fitted_variances_are_the_posterior_variance() -> None:
@@ -472,7 +472,7 @@ def test_fitting_is_repeatable_and_leaves_the_mode() -> None:
 
 
 @each_twist
-def test_batches_change_nothing(twist: Twist) -> None:
+def test_values_do_not_depend_on_batches(twist: Twist) -> None:
     reverse, x_0 = affine_chain(), torch.randn(8, 3, dtype=F64)
     bound = ParticleBound(6, twist, 0.8, compare=False)
     whole = bound.estimate(reverse, x_0, seed=3, batch_size=64)
@@ -506,12 +506,12 @@ def test_network_calls_are_bounded_and_counted(learned: bool) -> None:
     for size in (5, 24, 64):
         counted.rows.clear()
         bound = ParticleBound(12, threshold=1.0, compare=False)
-        found = bound.estimate(reverse, x_0, batch_size=size)
+        result = bound.estimate(reverse, x_0, batch_size=size)
         assert max(counted.rows) <= size
-        assert sum(counted.rows) == int(found.calls.sum()) == 3 * 12 * 6
+        assert sum(counted.rows) == int(result.calls.sum()) == 3 * 12 * 6
 
 
-def test_context_goes_with_its_sample() -> None:
+def test_each_sample_keeps_its_context() -> None:
     reverse = mlp_chain(context_size=3)
     x_0, context = torch.randn(7, 2, dtype=F64), torch.randn(7, 3, dtype=F64)
     bound = ParticleBound(4, threshold=1.0, compare=False)
@@ -530,9 +530,9 @@ def test_reference_has_its_own_context() -> None:
     bound = ParticleBound(4, MarginalTwist(mixture(2)), threshold=0.9)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        found = bound.estimate(reverse, x_0, context=context, seed=1, batch_size=12)
-    torch.testing.assert_close(found.reference, plain.value, rtol=1e-12, atol=1e-12)
-    assert found.reference is not None and 0 < int((found.value != found.reference).sum()) < 7
+        result = bound.estimate(reverse, x_0, context=context, seed=1, batch_size=12)
+    torch.testing.assert_close(result.reference, plain.value, rtol=1e-12, atol=1e-12)
+    assert result.reference is not None and 0 < int((result.value != result.reference).sum()) < 7
 
 
 def test_seed_decides_and_events_have_any_shape() -> None:
@@ -551,14 +551,14 @@ def test_seed_decides_and_events_have_any_shape() -> None:
 
     square = ReverseChain(NoiseDenoiser(Square()), reverse.forward_chain, (1, 2, 2))
     flat = ReverseChain(NoiseDenoiser(law.network()), reverse.forward_chain, (4,))
-    found = bound.estimate(square, x_0.reshape(3, 1, 2, 2), seed=1).value
-    torch.testing.assert_close(found, bound.estimate(flat, x_0, seed=1).value)
+    result = bound.estimate(square, x_0.reshape(3, 1, 2, 2), seed=1).value
+    torch.testing.assert_close(result, bound.estimate(flat, x_0, seed=1).value)
 
 
 def test_a_chain_of_one_step_has_nothing_to_resample(point: Tensor) -> None:
-    found = ParticleBound(8, threshold=1.0).estimate(affine_chain(1), point)
+    result = ParticleBound(8, threshold=1.0).estimate(affine_chain(1), point)
     plain = ImportanceBound(8).estimate(affine_chain(1), point)
-    torch.testing.assert_close(found.value, plain.value, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(result.value, plain.value, rtol=1e-12, atol=1e-12)
 
 
 # -- errors --------------------------------------------------------------------------------------

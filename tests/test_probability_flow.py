@@ -96,17 +96,17 @@ def test_steps_have_order_five() -> None:
                 estimates.append(float(estimate.abs().max()))
         errors.append(float((y - reference).abs().max()))
         torch.testing.assert_close(first, pendulum(count * h, y))
-    for found in (errors, estimates):  # those after one step are of the fourth-order member
-        assert math.log2(found[0] / found[1]) == pytest.approx(5, abs=0.5)
-        assert math.log2(found[1] / found[2]) == pytest.approx(5, abs=0.3)
+    for result in (errors, estimates):  # those after one step are of the fourth-order member
+        assert math.log2(result[0] / result[1]) == pytest.approx(5, abs=0.5)
+        assert math.log2(result[1] / result[2]) == pytest.approx(5, abs=0.3)
 
 
 def test_error_is_proportional_to_the_tolerance() -> None:
     exact = solve(pendulum, states(3), 0.0, 5.0, 1e-13, 1e-13, 10_000).y
     errors = []
     for tolerance in (1e-5, 1e-7, 1e-9):
-        found = solve(pendulum, states(3), 0.0, 5.0, tolerance, tolerance, 1000).y
-        errors.append(float((found - exact).abs().max()))
+        result = solve(pendulum, states(3), 0.0, 5.0, tolerance, tolerance, 1000).y
+        errors.append(float((result - exact).abs().max()))
         assert errors[-1] < 10 * tolerance
     slope = math.log10(errors[0] / errors[-1]) / 4
     assert slope == pytest.approx(1, abs=0.15)
@@ -122,15 +122,15 @@ def test_rows_take_their_own_steps() -> None:
         sizes.append(len(rows))
         return -rate[rows, None] * y
 
-    found = solve(decay, y, 0.0, 2.0, 1e-8, 1e-10, 1000)
-    torch.testing.assert_close(found.y[:, 0], (-2 * rate).exp(), rtol=1e-6, atol=1e-8)
-    assert sum(sizes) == int(found.calls.sum()) and bool((found.calls.diff() > 0).all())
-    assert bool((found.calls % 6 == 1).all())
+    result = solve(decay, y, 0.0, 2.0, 1e-8, 1e-10, 1000)
+    torch.testing.assert_close(result.y[:, 0], (-2 * rate).exp(), rtol=1e-6, atol=1e-8)
+    assert sum(sizes) == int(result.calls.sum()) and bool((result.calls.diff() > 0).all())
+    assert bool((result.calls % 6 == 1).all())
     assert sizes[0] == 4 and sizes[-1] == 1  # those that have arrived are not asked for again
     for i in range(4):
         alone = solve(lambda t, y, rows, i=i: -rate[i] * y, y[:1], 0.0, 2.0, 1e-8, 1e-10, 1000)
-        torch.testing.assert_close(alone.y[0], found.y[i], rtol=1e-12, atol=1e-12)
-        assert int(alone.calls) == int(found.calls[i])
+        torch.testing.assert_close(alone.y[0], result.y[i], rtol=1e-12, atol=1e-12)
+        assert int(alone.calls) == int(result.calls[i])
 
 
 def test_solver_runs_backwards_and_stands_still() -> None:
@@ -167,9 +167,9 @@ def test_divergence_is_the_trace_of_the_jacobian() -> None:
         torch.testing.assert_close(exact[i], jacobian.reshape(4, 4).trace())
     copies = x[:1].detach().expand(4000, 2, 2).clone().requires_grad_()
     probe = torch.randint(0, 2, copies.shape).to(F64) * 2 - 1
-    found = divergence(function(copies), copies, probe)
-    error = float(found.std()) / math.sqrt(len(found))
-    assert 0 < error < 0.1 and abs(float(found.mean() - exact[0])) < 4 * error
+    result = divergence(function(copies), copies, probe)
+    error = float(result.std()) / math.sqrt(len(result))
+    assert 0 < error < 0.1 and abs(float(result.mean() - exact[0])) < 4 * error
 
 
 # -- the estimate against the exact log p --------------------------------------------------------
@@ -182,23 +182,23 @@ def test_scaled_value_is_the_exact_log_p(law: str, prediction: str) -> None:
     oracle = LAWS[law]
     x_0 = oracle.sample(16, seed=1)
     flow = ProbabilityFlow("scaled", rtol=1e-7, atol=1e-7)
-    found = flow.estimate(exact_chain(oracle, prediction), x_0)
-    torch.testing.assert_close(found.value, oracle.log_prob(x_0), rtol=0, atol=3e-6)
-    assert found.kind == "estimate" and found.dimensions == x_0.shape[1]
-    assert torch.equal(found.std_error, torch.zeros(16, dtype=F64))
-    assert found.log_weights is None and found.degrees_of_freedom is None
-    low, high = found.interval()
-    assert torch.equal(low, found.value) and torch.equal(high, found.value)
+    result = flow.estimate(exact_chain(oracle, prediction), x_0)
+    torch.testing.assert_close(result.value, oracle.log_prob(x_0), rtol=0, atol=3e-6)
+    assert result.kind == "estimate" and result.dimensions == x_0.shape[1]
+    assert torch.equal(result.std_error, torch.zeros(16, dtype=F64))
+    assert result.log_weights is None and result.degrees_of_freedom is None
+    low, high = result.interval()
+    assert torch.equal(low, result.value) and torch.equal(high, result.value)
 
 
-def test_what_is_certain_is_solved_once() -> None:
+def test_a_deterministic_value_takes_one_solve() -> None:
     x_0 = gaussian().sample(3, seed=1)
-    found = [
+    result = [
         ProbabilityFlow("scaled", particles=draws).estimate(exact_chain(gaussian()), x_0)
         for draws in (1, 5)
     ]
-    assert torch.equal(found[0].calls, found[1].calls)
-    assert torch.equal(found[0].value, found[1].value)
+    assert torch.equal(result[0].calls, result[1].calls)
+    assert torch.equal(result[0].value, result[1].value)
 
 
 def test_error_falls_with_the_tolerance() -> None:
@@ -206,8 +206,8 @@ def test_error_falls_with_the_tolerance() -> None:
     x_0, errors = oracle.sample(16, seed=1), []
     for tolerance in (1e-3, 1e-4, 1e-5, 1e-6):
         flow = ProbabilityFlow("scaled", rtol=tolerance, atol=tolerance)
-        found = flow.estimate(exact_chain(oracle), x_0).value
-        errors.append(float((found - oracle.log_prob(x_0)).abs().mean()))
+        result = flow.estimate(exact_chain(oracle), x_0).value
+        errors.append(float((result - oracle.log_prob(x_0)).abs().mean()))
         assert errors[-1] < 30 * tolerance
     assert all(fine < coarse / 4 for coarse, fine in itertools.pairwise(errors))
 
@@ -220,8 +220,8 @@ def test_scaled_bias_is_of_the_order_of_the_first_variance() -> None:
         reverse = exact_chain(oracle, schedule=LogSNRSchedule(first, -36.0))
         blurred = oracle.covariance + math.exp(-first) * torch.eye(3, dtype=F64)
         expected = Gaussian(oracle.mean, blurred).log_prob(x_0)
-        found = ProbabilityFlow("scaled", **tight).estimate(reverse, x_0).value
-        torch.testing.assert_close(found, expected, rtol=0, atol=3e-6)
+        result = ProbabilityFlow("scaled", **tight).estimate(reverse, x_0).value
+        torch.testing.assert_close(result, expected, rtol=0, atol=3e-6)
 
 
 def test_variational_value_is_the_exact_log_p() -> None:
@@ -233,16 +233,16 @@ def test_variational_value_is_the_exact_log_p() -> None:
     oracle = mixture(2)
     x_0 = oracle.sample(24, seed=1)
     reverse = exact_chain(oracle, schedule=LogSNRSchedule(8.0, -36.0))
-    found = ProbabilityFlow(particles=16, rtol=1e-6, atol=1e-6).estimate(reverse, x_0)
-    difference = found.value - oracle.log_prob(x_0)
-    error = found.mean().monte_carlo
+    result = ProbabilityFlow(particles=16, rtol=1e-6, atol=1e-6).estimate(reverse, x_0)
+    difference = result.value - oracle.log_prob(x_0)
+    error = result.mean().monte_carlo
     assert -4 * error - 2e-4 < float(difference.mean()) < 4 * error + 1e-5
     # Student's t with 15 degrees of freedom: 8 standard errors are passed at 1e-6 a sample
-    assert bool((difference.abs() < 8 * found.std_error + 1e-4).all())
-    assert found.degrees_of_freedom is not None and bool((found.degrees_of_freedom <= 15).all())
-    assert found.log_weights is not None and found.log_weights.shape == (24, 16)
-    torch.testing.assert_close(found.value, found.log_weights.mean(1))
-    torch.testing.assert_close(found.std_error, found.log_weights.std(1) / 4)
+    assert bool((difference.abs() < 8 * result.std_error + 1e-4).all())
+    assert result.degrees_of_freedom is not None and bool((result.degrees_of_freedom <= 15).all())
+    assert result.log_weights is not None and result.log_weights.shape == (24, 16)
+    torch.testing.assert_close(result.value, result.log_weights.mean(1))
+    torch.testing.assert_close(result.std_error, result.log_weights.std(1) / 4)
 
 
 def test_random_divergence_has_the_exact_mean() -> None:
@@ -250,10 +250,10 @@ def test_random_divergence_has_the_exact_mean() -> None:
     torch.manual_seed(3)
     reverse, x_0 = mlp_chain(4), torch.randn(3, 4, dtype=F64)
     exact = ProbabilityFlow("scaled").estimate(reverse, x_0).value
-    found = ProbabilityFlow("scaled", particles=300, exact_up_to=3).estimate(reverse, x_0)
-    assert bool((found.std_error > 1e-4).all()) and bool((found.std_error < 0.1).all())
-    assert bool(((found.value - exact).abs() < 4 * found.std_error).all())
-    assert found.degrees_of_freedom is not None and 200 < found.degrees_of_freedom[0] <= 299
+    result = ProbabilityFlow("scaled", particles=300, exact_up_to=3).estimate(reverse, x_0)
+    assert bool((result.std_error > 1e-4).all()) and bool((result.std_error < 0.1).all())
+    assert bool(((result.value - exact).abs() < 4 * result.std_error).all())
+    assert result.degrees_of_freedom is not None and 200 < result.degrees_of_freedom[0] <= 299
 
 
 # -- laws of any network -------------------------------------------------------------------------
@@ -289,16 +289,16 @@ def test_probabilities_sum_to_one(decoder: Decoder) -> None:
     """
     reverse = mlp_chain(1, decoder, maximum=1.0, clip=(-1.0, 1.0))
     levels = torch.linspace(-1, 1, 4, dtype=F64)[:, None]
-    found = ProbabilityFlow(particles=300, importance=True).estimate(
+    result = ProbabilityFlow(particles=300, importance=True).estimate(
         reverse, levels, batch_size=1200
     )
-    mass = found.value.exp()
-    error = float((mass * found.std_error).square().sum().sqrt())
+    mass = result.value.exp()
+    error = float((mass * result.std_error).square().sum().sqrt())
     assert error < 0.05 and abs(float(mass.sum()) - 1) < 4 * error
     bound = ProbabilityFlow(particles=300).estimate(reverse, levels, batch_size=1200)
-    assert found.log_weights is not None and bound.log_weights is not None
-    assert torch.equal(bound.log_weights, found.log_weights)
-    assert bool((bound.value <= found.value).all())
+    assert result.log_weights is not None and bound.log_weights is not None
+    assert torch.equal(bound.log_weights, result.log_weights)
+    assert bool((bound.value <= result.value).all())
     error = float((bound.value.exp() * bound.std_error).square().sum().sqrt())
     assert float(bound.value.exp().sum()) < 1 + 4 * error
 
@@ -308,7 +308,7 @@ def test_probabilities_sum_to_one(decoder: Decoder) -> None:
 
 @pytest.mark.parametrize("exact_up_to", [0, 16])
 @pytest.mark.parametrize("offset", ["variational", "scaled"])
-def test_batches_change_nothing(offset: str, exact_up_to: int) -> None:
+def test_values_do_not_depend_on_batches(offset: str, exact_up_to: int) -> None:
     reverse, x_0 = mlp_chain(), torch.randn(8, 2, dtype=F64)
     flow = ProbabilityFlow(offset, exact_up_to=exact_up_to, rtol=1e-3, atol=1e-3)
     whole = flow.estimate(reverse, x_0, seed=3, batch_size=64)
@@ -321,7 +321,7 @@ def test_batches_change_nothing(offset: str, exact_up_to: int) -> None:
     torch.testing.assert_close(few.value, whole.value[5:], rtol=1e-10, atol=1e-10)
 
 
-def test_hard_batch_mate_changes_nothing() -> None:
+def test_a_hard_sample_does_not_change_its_batch_mates() -> None:
     """A sample 5 standard deviations from a narrow component takes twice the steps."""
     weights, means = torch.tensor([0.5, 0.5], dtype=F64), torch.tensor([[-2.0], [2.0]], dtype=F64)
     reverse = exact_chain(GaussianMixture(weights, means, torch.tensor([0.01, 1.0], dtype=F64)))
@@ -334,7 +334,7 @@ def test_hard_batch_mate_changes_nothing() -> None:
     assert int(together.calls[2]) > 1.5 * int(alone.calls.max())
 
 
-def test_draws_and_seed_decide_and_global_generator_does_not() -> None:
+def test_values_depend_on_draws_and_seed_and_not_on_the_global_generator() -> None:
     reverse, x_0 = mlp_chain(), torch.randn(4, 2, dtype=F64)
     one = ProbabilityFlow(particles=1).estimate(reverse, x_0, seed=1)
     assert bool(one.std_error.isnan().all())
@@ -346,7 +346,7 @@ def test_draws_and_seed_decide_and_global_generator_does_not() -> None:
     assert not bool((other.value == one.value).any())
 
 
-def test_context_goes_with_its_sample() -> None:
+def test_each_sample_keeps_its_context() -> None:
     reverse = mlp_chain(context_size=3)
     x_0, context = torch.randn(9, 2, dtype=F64), torch.randn(9, 3, dtype=F64)
     flow = ProbabilityFlow()
@@ -378,9 +378,9 @@ def test_timesteps_are_interpolated() -> None:
     other = ReverseChain(denoiser, reverse.forward_chain, reverse.event_shape)
     flow = ProbabilityFlow("scaled")
     expected = flow.estimate(reverse, x_0)
-    found = flow.estimate(other, x_0)
-    torch.testing.assert_close(found.value, expected.value, rtol=1e-8, atol=1e-8)
-    assert torch.equal(found.calls, expected.calls)
+    result = flow.estimate(other, x_0)
+    torch.testing.assert_close(result.value, expected.value, rtol=1e-8, atol=1e-8)
+    assert torch.equal(result.calls, expected.calls)
 
 
 class Counted(nn.Module):
@@ -402,10 +402,10 @@ def test_calls_are_counted_and_no_batch_is_larger_than_asked(exact_up_to: int) -
     forward = ForwardChain(LogSNRSchedule(8.0, -6.0), 10)
     square = ReverseChain(VelocityDenoiser(network), forward, (1, 2, 2))
     flow = ProbabilityFlow(particles=3, exact_up_to=exact_up_to, rtol=1e-3, atol=1e-3)
-    found = flow.estimate(square, x_0.reshape(3, 1, 2, 2), batch_size=2)
-    assert int(found.calls.sum()) == network.rows and network.largest == 2
+    result = flow.estimate(square, x_0.reshape(3, 1, 2, 2), batch_size=2)
+    assert int(result.calls.sum()) == network.rows and network.largest == 2
     expected = flow.estimate(flat, x_0)
-    torch.testing.assert_close(found.value, expected.value, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(result.value, expected.value, rtol=1e-10, atol=1e-10)
     assert all(parameter.grad is None for parameter in square.parameters())
 
 
@@ -413,19 +413,21 @@ def test_single_precision_serves_small_tolerances() -> None:
     reverse, x_0 = mlp_chain(), torch.randn(16, 2, dtype=F64)
     flow = ProbabilityFlow("scaled", rtol=1e-6, atol=1e-6)
     exact = flow.estimate(reverse, x_0)
-    found = flow.estimate(reverse.float(), x_0.float())
-    assert found.value.dtype == F64 and found.network_evaluations < 1.2 * exact.network_evaluations
-    torch.testing.assert_close(found.value, exact.value, rtol=0, atol=1e-3)
+    result = flow.estimate(reverse.float(), x_0.float())
+    assert (
+        result.value.dtype == F64 and result.network_evaluations < 1.2 * exact.network_evaluations
+    )
+    torch.testing.assert_close(result.value, exact.value, rtol=0, atol=1e-3)
 
 
 def test_chain_of_one_step_has_nothing_to_integrate() -> None:
     reverse = exact_chain(gaussian(), schedule=LogSNRSchedule(18.0, -1.0), steps=1)
     x_0 = gaussian().sample(3, seed=1)
-    found = ProbabilityFlow("scaled").estimate(reverse, x_0)
+    result = ProbabilityFlow("scaled").estimate(reverse, x_0)
     alpha = torch.tensor(-1.0, dtype=F64).sigmoid().sqrt()
     unit = Gaussian(torch.zeros(3, dtype=F64), torch.eye(3, dtype=F64))
-    torch.testing.assert_close(found.value, unit.log_prob(alpha * x_0) + 3 * alpha.log())
-    assert found.network_evaluations == 0
+    torch.testing.assert_close(result.value, unit.log_prob(alpha * x_0) + 3 * alpha.log())
+    assert result.network_evaluations == 0
 
 
 # -- errors --------------------------------------------------------------------------------------

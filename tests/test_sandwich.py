@@ -84,7 +84,7 @@ def test_generating_weight_is_that_of_its_trajectory(variance: object, decoder: 
     """Evaluated in denoising order, through the posteriors, on the stored trajectory."""
     learned = variance.learned
     reverse = mlp_chain((2, 1), variance=variance, decoder=decoder, learned_variance=learned)
-    found = SandwichBound(1).estimate(reverse, 50, seed=4)
+    result = SandwichBound(1).estimate(reverse, 50, seed=4)
     chain, states = reverse.forward_chain, reverse.sample(50, seed=4, trajectory=True)
     x_0, last = states[0], chain.num_steps
     expected = reverse.prior(x_0).log_prob(states[last])
@@ -94,8 +94,8 @@ def test_generating_weight_is_that_of_its_trajectory(variance: object, decoder: 
         p = reverse.transition(states[t], t)
         expected = expected + p.log_prob(states[t - 1]) - q.log_prob(states[t - 1])
     expected = expected + reverse.decode(states[1]).log_prob(x_0)
-    torch.testing.assert_close(found.upper.value, expected.detach(), rtol=1e-9, atol=1e-9)
-    assert torch.equal(found.x_0, x_0)
+    torch.testing.assert_close(result.upper.value, expected.detach(), rtol=1e-9, atol=1e-9)
+    assert torch.equal(result.x_0, x_0)
 
 
 def test_generating_weight_in_single_precision() -> None:
@@ -183,14 +183,14 @@ def test_samples_are_those_of_the_chain_and_the_lower_bound_that_of_importance()
     reverse = mlp_chain((2,), context_size=3, dropout=0.5)
     context = torch.randn(20, 3, dtype=F64)
     reverse.train()
-    found = SandwichBound(9).estimate(reverse, 20, seed=3, context=context)
+    result = SandwichBound(9).estimate(reverse, 20, seed=3, context=context)
     assert reverse.training
     reverse.eval()
-    assert torch.equal(found.x_0, reverse.sample(20, seed=3, context=context))
-    batch = Batch(found.x_0, context, range(20), derived_seed(3, 1), 64)
+    assert torch.equal(result.x_0, reverse.sample(20, seed=3, context=context))
+    batch = Batch(result.x_0, context, range(20), derived_seed(3, 1), 64)
     with torch.no_grad():
         log_w = path_weights(reverse, batch, 9)
-    lower = found.lower
+    lower = result.lower
     torch.testing.assert_close(lower.log_weights, log_w, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(lower.value, log_mean_exp(log_w), rtol=1e-10, atol=1e-10)
     expected = log_mean_of_weights(log_w)
@@ -200,17 +200,17 @@ def test_samples_are_those_of_the_chain_and_the_lower_bound_that_of_importance()
 
 
 def test_upper_bound_shares_all_paths_but_one() -> None:
-    found = SandwichBound(5).estimate(affine_chain(), 7)
-    assert torch.equal(found.upper.log_weights[:, 1:], found.lower.log_weights[:, :-1])
-    assert found.lower.kind == "lower bound" and found.upper.kind == "upper bound"
-    assert bool(found.upper.std_error.isnan().all())
-    assert found.lower.network_evaluations == found.upper.network_evaluations == 5 * 6
-    assert found.upper.estimator == repr(SandwichBound(5)) and found.upper.dimensions == 2
+    result = SandwichBound(5).estimate(affine_chain(), 7)
+    assert torch.equal(result.upper.log_weights[:, 1:], result.lower.log_weights[:, :-1])
+    assert result.lower.kind == "lower bound" and result.upper.kind == "upper bound"
+    assert bool(result.upper.std_error.isnan().all())
+    assert result.lower.network_evaluations == result.upper.network_evaluations == 5 * 6
+    assert result.upper.estimator == repr(SandwichBound(5)) and result.upper.dimensions == 2
 
 
-def test_batches_change_nothing() -> None:
+def test_values_do_not_depend_on_batches() -> None:
     reverse, context = mlp_chain((2,), context_size=3), torch.randn(20, 3, dtype=F64)
-    told: list[int] = []
+    reported: list[int] = []
     bound = SandwichBound(5)
     whole = bound.estimate(reverse, 20, seed=3, context=context, batch_size=64)
     for size in (1, 7):
@@ -220,7 +220,7 @@ def test_batches_change_nothing() -> None:
             seed=3,
             context=context,
             batch_size=size,
-            progress=lambda done, values: told.append(done - len(values)),
+            progress=lambda done, values: reported.append(done - len(values)),
         )
         for name in ("lower", "upper"):
             torch.testing.assert_close(
@@ -230,7 +230,7 @@ def test_batches_change_nothing() -> None:
                 atol=1e-9,
             )
         torch.testing.assert_close(parts.x_0, whole.x_0, rtol=1e-10, atol=1e-10)
-    assert told == [0] * 23
+    assert reported == [0] * 23
     few = bound.estimate(reverse, 4, seed=3, context=context[:4])
     torch.testing.assert_close(few.upper.value, whole.upper.value[:4], rtol=1e-9, atol=1e-9)
     other = bound.estimate(reverse, 4, seed=4, context=context[:4])

@@ -32,11 +32,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
-def coverage(found: Summary, truth: float) -> float:
+def coverage(result: Summary, truth: float) -> float:
     """The share of the 95 % intervals, of those that are known, which hold the truth."""
-    known = found.std_error.isfinite()
-    quantile = torch.as_tensor(stats.t.ppf(0.975, found.degrees_of_freedom.numpy()))
-    inside = (found.value - truth).abs() <= quantile * found.std_error
+    known = result.std_error.isfinite()
+    quantile = torch.as_tensor(stats.t.ppf(0.975, result.degrees_of_freedom.numpy()))
+    inside = (result.value - truth).abs() <= quantile * result.std_error
     return float(inside[known].double().mean())
 
 
@@ -44,10 +44,13 @@ def coverage(found: Summary, truth: float) -> float:
 
 
 def test_mean_of_draws_by_hand() -> None:
-    found = mean_of_draws(torch.tensor([[1.0, 3.0], [0.0, 0.0]], dtype=F64))
-    torch.testing.assert_close(found.value, torch.tensor([2.0, 0.0], dtype=F64))
-    torch.testing.assert_close(found.std_error, torch.tensor([1.0, 0.0], dtype=F64))
-    assert found.degrees_of_freedom.tolist() == [1, 1]  # two draws, or equal ones, have no skewness
+    result = mean_of_draws(torch.tensor([[1.0, 3.0], [0.0, 0.0]], dtype=F64))
+    torch.testing.assert_close(result.value, torch.tensor([2.0, 0.0], dtype=F64))
+    torch.testing.assert_close(result.std_error, torch.tensor([1.0, 0.0], dtype=F64))
+    assert result.degrees_of_freedom.tolist() == [
+        1,
+        1,
+    ]  # two draws, or equal ones, have no skewness
     # draws 0, 0, 0, 4: mean 1, second moment 3, third 6
     skewed = mean_of_draws(torch.tensor([[0.0, 0.0, 0.0, 4.0]], dtype=F64))
     expected = 1 / (1 / 3 + (6 / 3**1.5) ** 2 / 4)
@@ -55,15 +58,15 @@ def test_mean_of_draws_by_hand() -> None:
     assert skewed.remarks == ""
 
 
-def test_one_draw_knows_nothing() -> None:
-    found = mean_of_draws(torch.ones(3, 1, dtype=F64))
-    assert bool(found.std_error.isnan().all()) and "one draw does not tell" in found.remarks
+def test_one_draw_has_no_error() -> None:
+    result = mean_of_draws(torch.ones(3, 1, dtype=F64))
+    assert bool(result.std_error.isnan().all()) and "one draw does not tell" in result.remarks
 
 
 def test_pseudo_values_are_leave_one_out() -> None:
     log_w = 3 * normal(7, 9) - 900
-    found = log_mean_of_weights(log_w)
-    for row, pseudo, error in zip(log_w, pseudo_values(log_w), found.std_error, strict=True):
+    result = log_mean_of_weights(log_w)
+    for row, pseudo, error in zip(log_w, pseudo_values(log_w), result.std_error, strict=True):
         left_out = torch.stack([log_mean_exp(row[torch.arange(9) != k]) for k in range(9)])
         expected = 9 * log_mean_exp(row) - 8 * left_out
         torch.testing.assert_close(pseudo, expected, rtol=1e-12, atol=1e-9)
@@ -74,9 +77,9 @@ def test_pseudo_values_are_leave_one_out() -> None:
 
 
 def test_equal_weights_have_no_error() -> None:
-    found = log_mean_of_weights(torch.full((2, 16), -7.0, dtype=F64))
-    torch.testing.assert_close(found.value, torch.full((2,), -7.0, dtype=F64))
-    assert bool((found.std_error < 1e-12).all()) and found.remarks == ""
+    result = log_mean_of_weights(torch.full((2, 16), -7.0, dtype=F64))
+    torch.testing.assert_close(result.value, torch.full((2,), -7.0, dtype=F64))
+    assert bool((result.std_error < 1e-12).all()) and result.remarks == ""
 
 
 def test_weights_too_few_or_too_heavy_say_so() -> None:
@@ -89,7 +92,7 @@ def test_weights_too_few_or_too_heavy_say_so() -> None:
     assert "below their median are too heavy" in mixed.remarks
 
 
-def test_errors_do_not_hang_on_the_scale_of_weights() -> None:
+def test_errors_do_not_depend_on_the_scale_of_weights() -> None:
     log_w = normal(5, 16)
     one, other = log_mean_of_weights(log_w), log_mean_of_weights(log_w - 5000)
     torch.testing.assert_close(one.value - 5000, other.value)
@@ -134,17 +137,17 @@ def test_interval_of_a_log_mean_weight_covers(count: int, spread: float) -> None
     """Log-normal weights; from the delta method and the normal law it is 79 % at worst."""
     draws = spread * normal(REPEATS, count, seed=1)
     truth = float(log_mean_exp(spread * normal(20 * REPEATS, count, seed=2)).mean())
-    found = log_mean_of_weights(draws)
-    assert 0.93 < coverage(found, truth) < 0.975
+    result = log_mean_of_weights(draws)
+    assert 0.93 < coverage(result, truth) < 0.975
 
 
-def test_errors_that_are_left_are_no_worse_where_most_are_unknown() -> None:
+def test_remaining_errors_are_no_worse_where_most_are_unknown() -> None:
     """Log-normal weights of sd 3: an error for one in three, chosen by the lower half.
 
     Chosen by their effective number, half of K, those that are left cover 10 % and less.
     """
     draws = 3 * normal(8 * REPEATS, 16, seed=1)
     truth = float(log_mean_exp(3 * normal(20 * REPEATS, 16, seed=2)).mean())
-    found = log_mean_of_weights(draws)
-    assert 0.2 < float(found.std_error.isfinite().double().mean()) < 0.6
-    assert 0.93 < coverage(found, truth) < 0.98
+    result = log_mean_of_weights(draws)
+    assert 0.2 < float(result.std_error.isfinite().double().mean()) < 0.6
+    assert 0.93 < coverage(result, truth) < 0.98

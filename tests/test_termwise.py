@@ -107,11 +107,11 @@ def test_mean_is_the_closed_form(steps: int, with_pilot: bool) -> None:
     pilot = pilot_of(steps) if with_pilot else None
     for evaluations in (None, 2, 3, 7, 32, 2 * steps + 5):
         bound = TermwiseBound(evaluations, pilot=pilot)
-        found = bound.estimate(reverse, x_0, batch_size=COPIES)
-        assert_mean(found.value, exact.elbo)
-        assert found.network_evaluations == (evaluations or steps)
-        assert found.kind == "lower bound" and found.dimensions == 3
-        assert found.shared_calls == (0 if pilot is None else pilot.calls)
+        result = bound.estimate(reverse, x_0, batch_size=COPIES)
+        assert_mean(result.value, exact.elbo)
+        assert result.network_evaluations == (evaluations or steps)
+        assert result.kind == "lower bound" and result.dimensions == 3
+        assert result.shared_calls == (0 if pilot is None else pilot.calls)
 
 
 @pytest.mark.parametrize("with_pilot", [False, True])
@@ -125,9 +125,9 @@ def test_mean_to_a_standard_error_is_the_closed_form(
     reverse, x_0 = affine_chain(steps), repeats(law(3)[0], 1000)
     pilot = pilot_of(steps) if with_pilot else None
     bound = TermwiseBound(8, std_error=with_a_pilot if with_pilot else target, pilot=pilot)
-    found = bound.estimate(reverse, x_0, batch_size=1000)
-    assert_mean(found.value, linear_bound(reverse, x_0[:1]).elbo)
-    assert len(found.calls.unique()) > 1
+    result = bound.estimate(reverse, x_0, batch_size=1000)
+    assert_mean(result.value, linear_bound(reverse, x_0[:1]).elbo)
+    assert len(result.calls.unique()) > 1
 
 
 @pytest.mark.parametrize("with_pilot", [False, True])
@@ -136,18 +136,18 @@ def test_terms_are_the_closed_form(evaluations: int | None, with_pilot: bool) ->
     reverse, x_0 = affine_chain(), repeats(law(3)[0])
     exact = linear_bound(reverse, x_0[:1])
     pilot = pilot_of() if with_pilot else None
-    found = TermwiseBound(evaluations, pilot=pilot).estimate(reverse, x_0, batch_size=COPIES)
+    result = TermwiseBound(evaluations, pilot=pilot).estimate(reverse, x_0, batch_size=COPIES)
     if evaluations is None:
         layout = Layout(torch.arange(1, STEPS + 1), *torch.ones(2, STEPS, dtype=torch.long))
     else:
         layout = (pilot.allocation(1) if pilot else typical(STEPS)).layout(evaluations)
-    assert found.terms is not None and found.timesteps is not None
-    assert torch.equal(found.timesteps, layout.middle)
-    for term, first, width in zip(found.terms.T, layout.first, layout.width, strict=True):
+    assert result.terms is not None and result.timesteps is not None
+    assert torch.equal(result.timesteps, layout.middle)
+    for term, first, width in zip(result.terms.T, layout.first, layout.width, strict=True):
         assert_mean(term, -exact.terms[0, first - 1 : first - 1 + width].mean())
     # value = −KL_T − Σ_s |s| L_s, exactly
-    total = (found.terms * layout.width).sum(1) - exact.prior
-    torch.testing.assert_close(found.value, total, rtol=1e-12, atol=1e-10)
+    total = (result.terms * layout.width).sum(1) - exact.prior
+    torch.testing.assert_close(result.value, total, rtol=1e-12, atol=1e-10)
 
 
 @pytest.mark.parametrize("with_pilot", [False, True])
@@ -156,11 +156,11 @@ def test_std_error_is_the_spread_over_repeats(evaluations: int, with_pilot: bool
     """The mean square of the reported errors estimates the variance, without bias (4 SE)."""
     copies = 4000
     pilot = pilot_of() if with_pilot else None
-    found = TermwiseBound(evaluations, pilot=pilot).estimate(
+    result = TermwiseBound(evaluations, pilot=pilot).estimate(
         affine_chain(), repeats(law(3)[0], copies), batch_size=copies
     )
-    centred = (found.value - found.value.mean()).square()
-    difference = centred - found.std_error.square()
+    centred = (result.value - result.value.mean()).square()
+    difference = centred - result.std_error.square()
     assert_mean(difference, 0.0)
     assert float(difference.std()) / math.sqrt(copies) < 0.08 * float(centred.mean())
 
@@ -184,32 +184,32 @@ def test_interval_covers_the_bound(bound: TermwiseBound, with_pilot: bool) -> No
     """
     reverse, x_0 = affine_chain(50, 16, 0.9), repeats(law(16)[0], 1000)
     pilot = pilot_of(50, 16, 0.9) if with_pilot else None
-    found = replace(bound, pilot=pilot).estimate(reverse, x_0, batch_size=1000)
-    low, high = found.interval(0.95)
+    result = replace(bound, pilot=pilot).estimate(reverse, x_0, batch_size=1000)
+    low, high = result.interval(0.95)
     elbo = linear_bound(reverse, x_0[:1]).elbo
     assert 930 <= int(((low < elbo) & (elbo < high)).sum()) <= 970
 
 
-def test_error_is_not_known_with_one_draw() -> None:
+def test_one_draw_of_each_step_gives_no_error() -> None:
     x_0 = repeats(law(3)[0], 3)
     for pilot in (None, pilot_of()):
-        found = TermwiseBound(pilot=pilot).estimate(affine_chain(), x_0)
-        assert bool(found.std_error.isnan().all()) and bool(found.value.isfinite().all())
+        result = TermwiseBound(pilot=pilot).estimate(affine_chain(), x_0)
+        assert bool(result.std_error.isnan().all()) and bool(result.value.isfinite().all())
 
 
 # -- a standard error instead of a budget --------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_pilot", [False, True])
-def test_errors_end_below_the_target_three_times_in_four(with_pilot: bool) -> None:
+def test_three_errors_in_four_end_below_the_target(with_pilot: bool) -> None:
     """600 samples: sd of the share 1.8 %; budgets are rounded up, so that more may end below."""
     pilot = pilot_of(50, 16, 0.9) if with_pilot else None
     target = 0.05 if with_pilot else 1.2
     reverse, x_0 = affine_chain(50, 16, 0.9), law(16)[0].repeat(2, 1)[:600]
     bound = TermwiseBound(std_error=target, pilot=pilot)
-    found = bound.estimate(reverse, x_0, batch_size=600)
-    assert 0.7 < float((found.std_error <= target).double().mean()) < 0.95
-    spent = found.calls - 32
+    result = bound.estimate(reverse, x_0, batch_size=600)
+    assert 0.7 < float((result.std_error <= target).double().mean()) < 0.95
+    spent = result.calls - 32
     assert int(spent.min()) >= 32 and int(spent.max()) < 64 * 50
     powers = 4 * spent.double().log2()
     assert float((2 ** (powers.round() / 4) - spent).abs().max()) <= 0.5
@@ -230,10 +230,10 @@ def test_budget_is_capped_and_the_first_stage_leaves_no_trace(steps: int) -> Non
 def test_value_to_a_standard_error_is_that_of_fresh_draws(with_pilot: bool) -> None:
     reverse, x_0 = affine_chain(), law(3)[0][:30]
     pilot = pilot_of() if with_pilot else None
-    found = TermwiseBound(std_error=0.03 if with_pilot else 0.7, pilot=pilot).estimate(
+    result = TermwiseBound(std_error=0.03 if with_pilot else 0.7, pilot=pilot).estimate(
         reverse, x_0, seed=4
     )
-    budgets = found.calls - 32
+    budgets = result.calls - 32
     assert len(budgets.unique()) > 2
     for i in range(30):
         batch = Batch(x_0[i : i + 1], None, [i], derived_seed(4, 1), 64)
@@ -241,8 +241,8 @@ def test_value_to_a_standard_error_is_that_of_fresh_draws(with_pilot: bool) -> N
         with torch.no_grad():
             value, variance, *_ = scorer.score(scorer.layout(int(budgets[i])), path=1)
             other, *_ = scorer.score(scorer.layout(int(budgets[i])), path=0)
-        torch.testing.assert_close(value[0], found.value[i], rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(variance[0].sqrt(), found.std_error[i], rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(value[0], result.value[i], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(variance[0].sqrt(), result.std_error[i], rtol=1e-8, atol=1e-10)
         assert float((other - value).abs()) > 1e-6
 
 
@@ -256,11 +256,11 @@ def test_no_fewer_calls_than_the_first_stage() -> None:
     reverse = ReverseChain(DataDenoiser(Zero()), ForwardChain(SCHEDULE, STEPS), (3,))
     x_0 = law(3)[0]
     pilot = Pilot.fit(reverse, x_0, calls=4000)
-    found = TermwiseBound(std_error=0.1, pilot=pilot).estimate(reverse, x_0[:5])
-    assert found.calls.tolist() == [64] * 5 and float(found.std_error.max()) < 0.1
+    result = TermwiseBound(std_error=0.1, pilot=pilot).estimate(reverse, x_0[:5])
+    assert result.calls.tolist() == [64] * 5 and float(result.std_error.max()) < 0.1
     # terms have no noise here: the value is the bound
     exact = linear_bound(reverse, x_0[:5]).elbo
-    torch.testing.assert_close(found.value, exact, rtol=1e-10, atol=1e-8)
+    torch.testing.assert_close(result.value, exact, rtol=1e-10, atol=1e-8)
 
 
 # -- layouts -------------------------------------------------------------------------------------
@@ -339,8 +339,8 @@ def test_strata_are_as_even_as_any(steps: int) -> None:
             largest.append(max(float(density[a:b].sum()) for a, b in pairs))
         edges = torch.tensor(allocation._edges(strata))
         assert len(edges) - 1 <= strata
-        found = max(float(density[a:b].sum()) for a, b in itertools.pairwise(edges.tolist()))
-        assert found == pytest.approx(min(largest), rel=1e-9)
+        result = max(float(density[a:b].sum()) for a, b in itertools.pairwise(edges.tolist()))
+        assert result == pytest.approx(min(largest), rel=1e-9)
 
 
 @pytest.mark.parametrize("calls", [9, 32, 77, 200])
@@ -418,10 +418,10 @@ def test_controls_have_mean_zero(data: Callable[[], Tensor]) -> None:
     generator = torch.Generator().manual_seed(2)
     for step in (1, 30, 100):
         noise = torch.randn(2, draws, *x.shape[1:], dtype=F64, generator=generator)
-        found = controls.noise(prepared, torch.full((2, draws), step), noise)
-        assert found.shape == (2, draws, controls.num_controls)
-        errors = found.std(1) / math.sqrt(draws)
-        assert bool((found.mean(1).abs() <= 4.5 * errors).all())
+        result = controls.noise(prepared, torch.full((2, draws), step), noise)
+        assert result.shape == (2, draws, controls.num_controls)
+        errors = result.std(1) / math.sqrt(draws)
+        assert bool((result.mean(1).abs() <= 4.5 * errors).all())
         # of every group some vary
         groups = errors.split(
             [controls.num_hats] * 2 + [1] * (errors.shape[1] - 2 * controls.num_hats), 1
@@ -484,9 +484,9 @@ def test_terms_of_the_surrogate_are_controls_and_curves() -> None:
     time = table[step - 1].expand(200)
     noise_hat = oracle.network()(x_t.flatten(0, 1), time).reshape(50, 4, 6)
     error = ((noise - noise_hat) * sigma / alpha).square().sum(2)
-    found = controls.noise(prepared, torch.full((50, 4), step), noise)
+    result = controls.noise(prepared, torch.full((50, 4), step), noise)
     curve = controls.curves(prepared)[1][:, step - 1].expand(4, -1).T
-    known = torch.cat([found[..., -3:-1], curve[..., None]], 2).flatten(0, 1)
+    known = torch.cat([result[..., -3:-1], curve[..., None]], 2).flatten(0, 1)
     inside = (prepared.centered.abs() < 4 * controls.eigenvalues.sqrt()).all(1)
     known, error = known[inside.repeat_interleave(4)], error[inside].flatten()
     fitted = known @ torch.linalg.lstsq(known, error[:, None]).solution
@@ -494,7 +494,7 @@ def test_terms_of_the_surrogate_are_controls_and_curves() -> None:
 
 
 @every_kind
-def test_prepared_rows_owe_nothing_to_their_batch(data: Callable[[], Tensor]) -> None:
+def test_prepared_rows_do_not_depend_on_their_batch(data: Callable[[], Tensor]) -> None:
     x = data()
     controls, rows = Controls.fit(x, SCHEDULE.table(5)), torch.tensor([7, 2, 2])
     whole, alone = controls.prepare(x[:9]), controls.prepare(x[rows])
@@ -518,8 +518,8 @@ def test_pilot_removes_nearly_all_noise_of_a_nearly_affine_model() -> None:
     assert float(factor.min()) > 8 and float(factor.log().mean().exp()) > 25
     reverse, x_0 = affine_chain(50, 16, 0.9), law(16)[0][:100]
     plain = TermwiseBound(128).estimate(reverse, x_0)
-    found = TermwiseBound(128, pilot=pilot).estimate(reverse, x_0)
-    gain = plain.std_error.square().mean() / found.std_error.square().mean()
+    result = TermwiseBound(128, pilot=pilot).estimate(reverse, x_0)
+    gain = plain.std_error.square().mean() / result.std_error.square().mean()
     assert float(gain) > 300
 
 
@@ -534,14 +534,14 @@ def test_pilot_knows_the_curves_at_its_nodes() -> None:
     reverse = affine_chain(50, 6, 1.0)
     exact = linear_bound(reverse, x).terms - known_terms(reverse).constant
     exact = exact[:, pilot.nodes - 1]
-    found = pilot.baseline_at(pilot.controls.prepare(x))[:, pilot.nodes - 1]
-    missed = (found - exact).abs().median(0).values
+    result = pilot.baseline_at(pilot.controls.prepare(x))[:, pilot.nodes - 1]
+    missed = (result - exact).abs().median(0).values
     share = torch.where(pilot.nodes <= 8, 0.05, 0.15)
     assert bool((missed < share * exact.std(0)).all())
-    assert float((found - exact).mean(0).abs().max()) < 0.01 * float(exact.std(0).max())
+    assert float((result - exact).mean(0).abs().max()) < 0.01 * float(exact.std(0).max())
 
 
-def test_nonsense_pilot_leaves_the_expectation() -> None:
+def test_a_nonsense_pilot_does_not_change_the_expectation() -> None:
     pilot, (x, _) = pilot_of(), law(3)
     generator = torch.Generator().manual_seed(3)
 
@@ -595,18 +595,18 @@ def test_pilot_needs_data_and_calls() -> None:
 
 
 def test_pilot_counts_its_calls_and_keeps_to_batches() -> None:
-    reverse, told = affine_chain(), []
+    reverse, reported = affine_chain(), []
     reverse.train()
     pilot = Pilot.fit(
         reverse,
         law(3)[0],
         calls=1000,
         batch_size=50,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: reported.append((done, total)),
     )
     rows = reverse.denoiser.network.rows
     assert sum(rows) == pilot.calls <= 1000 and max(rows) <= 50
-    assert told[-1] == (pilot.calls, pilot.calls) and told == sorted(told)
+    assert reported[-1] == (pilot.calls, pilot.calls) and reported == sorted(reported)
     assert reverse.training
     assert repr(pilot) == f"Pilot({pilot.calls} calls, {len(pilot.nodes)} of 12 steps)"
 
@@ -685,7 +685,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("with_pilot", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_batches_change_nothing(options: dict[str, float], with_pilot: bool) -> None:
+def test_values_do_not_depend_on_batches(options: dict[str, float], with_pilot: bool) -> None:
     reverse, x_0 = mlp_chain(), torch.randn(20, 2, dtype=F64)
     bound = TermwiseBound(**options, pilot=mlp_pilot() if with_pilot else None)
     whole = bound.estimate(reverse, x_0, seed=3, batch_size=64)
@@ -708,7 +708,7 @@ def test_batches_change_nothing(options: dict[str, float], with_pilot: bool) -> 
     assert_same(tail, slice(15, None))
 
 
-def test_network_calls_are_as_wide_as_told() -> None:
+def test_network_calls_have_at_most_batch_size_rows() -> None:
     for size, copies in ((7, 3), (64, 5), (10, 10)):
         reverse = affine_chain()
         TermwiseBound(33).estimate(reverse, repeats(law(3)[0], copies), batch_size=size)
@@ -717,7 +717,7 @@ def test_network_calls_are_as_wide_as_told() -> None:
 
 
 @pytest.mark.parametrize("with_pilot", [False, True])
-def test_seed_decides_and_global_generator_does_not(with_pilot: bool) -> None:
+def test_values_depend_on_the_seed_and_not_on_the_global_generator(with_pilot: bool) -> None:
     reverse, x_0 = mlp_chain(), torch.randn(4, 2, dtype=F64)
     bound = TermwiseBound(8, pilot=mlp_pilot() if with_pilot else None)
     first = bound.estimate(reverse, x_0, seed=1).value
@@ -727,7 +727,7 @@ def test_seed_decides_and_global_generator_does_not(with_pilot: bool) -> None:
     assert not bool((other == first).any())
 
 
-def test_dropout_is_off_and_the_mode_comes_back() -> None:
+def test_dropout_is_off_and_the_mode_is_restored() -> None:
     reverse, x_0 = mlp_chain(dropout=0.5), torch.randn(4, 2, dtype=F64)
     reverse.train()
     value = TermwiseBound(8).estimate(reverse, x_0).value
@@ -738,7 +738,7 @@ def test_dropout_is_off_and_the_mode_comes_back() -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_context_goes_with_its_sample(options: dict[str, float]) -> None:
+def test_each_sample_keeps_its_context(options: dict[str, float]) -> None:
     reverse = mlp_chain(context_size=3)
     x_0, context = torch.randn(9, 2, dtype=F64), torch.randn(9, 3, dtype=F64)
     pilot = Pilot.fit(reverse, x_0, context=context, calls=1000)
@@ -750,20 +750,20 @@ def test_context_goes_with_its_sample(options: dict[str, float]) -> None:
     assert float((moved - whole).abs().min()) > 1e-6
 
 
-def test_progress_is_told_of_every_batch() -> None:
-    told: list[tuple[int, Tensor]] = []
-    found = TermwiseBound(4).estimate(
+def test_progress_is_called_after_every_batch() -> None:
+    reported: list[tuple[int, Tensor]] = []
+    result = TermwiseBound(4).estimate(
         mlp_chain(),
         torch.randn(10, 2, dtype=F64),
         batch_size=4,
-        progress=lambda done, values: told.append((done, values)),
+        progress=lambda done, values: reported.append((done, values)),
     )
-    assert [done for done, _ in told] == [4, 8, 10]
-    for done, values in told:
-        assert torch.equal(values, found.value[:done])
+    assert [done for done, _ in reported] == [4, 8, 10]
+    for done, values in reported:
+        assert torch.equal(values, result.value[:done])
 
 
-def test_single_precision_follows_double() -> None:
+def test_single_precision_agrees_with_double() -> None:
     reverse, x_0 = affine_chain(), law(3)[0][:20]
     for pilot in (None, pilot_of()):
         bound = TermwiseBound(40, pilot=pilot)
@@ -782,11 +782,11 @@ def test_images_with_a_pilot() -> None:
     reverse = ReverseChain(DataDenoiser(Blur()), ForwardChain(SCHEDULE, STEPS), (2, 4, 5))
     pilot = Pilot.fit(reverse, images()[100:], calls=6000)
     x_0 = repeats(images(), 1000)
-    found = TermwiseBound(32, pilot=pilot).estimate(reverse, x_0, batch_size=1000).value
+    result = TermwiseBound(32, pilot=pilot).estimate(reverse, x_0, batch_size=1000).value
     plain = TermwiseBound().estimate(reverse, x_0, batch_size=1000).value
-    error = math.sqrt(float(found.var() + plain.var()) / 1000)
-    assert abs(float(found.mean() - plain.mean())) < 4 * error
-    assert float(found.std()) < float(plain.std())
+    error = math.sqrt(float(result.var() + plain.var()) / 1000)
+    assert abs(float(result.mean() - plain.mean())) < 4 * error
+    assert float(result.std()) < float(plain.std())
 
 
 # -- a reconstruction without the network --------------------------------------------------------
@@ -811,13 +811,13 @@ def test_known_reconstruction_is_exact_and_the_bound_unbiased(with_pilot: bool) 
     paths = PathBound(1).estimate(reverse, x_0, batch_size=COPIES).value
     for evaluations in (None, 9, 40):
         bound = TermwiseBound(evaluations, pilot=pilot)
-        found = bound.estimate(reverse, x_0, batch_size=COPIES)
-        assert found.terms is not None and found.timesteps is not None
-        assert float(found.timesteps[0]) == 1 and float(found.timesteps[1]) >= 2
-        assert bool((found.terms[:, 0] == exact).all())
-        error = math.sqrt(float(found.value.var() + paths.var()) / COPIES)
-        assert abs(float(found.value.mean() - paths.mean())) < 4 * error
-        assert found.network_evaluations == (evaluations or STEPS - 1)
+        result = bound.estimate(reverse, x_0, batch_size=COPIES)
+        assert result.terms is not None and result.timesteps is not None
+        assert float(result.timesteps[0]) == 1 and float(result.timesteps[1]) >= 2
+        assert bool((result.terms[:, 0] == exact).all())
+        error = math.sqrt(float(result.value.var() + paths.var()) / COPIES)
+        assert abs(float(result.value.mean() - paths.mean())) < 4 * error
+        assert result.network_evaluations == (evaluations or STEPS - 1)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -827,12 +827,12 @@ def test_one_step_with_a_known_reconstruction_is_exact(
 ) -> None:
     reverse = discrete_chain(1)
     pilot = Pilot.fit(reverse, LEVELS, calls=500) if with_pilot else None
-    found = TermwiseBound(**options, pilot=pilot).estimate(reverse, LEVELS)
+    result = TermwiseBound(**options, pilot=pilot).estimate(reverse, LEVELS)
     step = reverse.forward_chain.step(1, LEVELS, 1)
     exact = reverse.decoder.expected_log_prob(LEVELS, step).sum(1)
-    torch.testing.assert_close(found.value, exact - reverse.forward_chain.prior_kl(LEVELS))
-    assert found.calls.tolist() == [0] * 4 and found.std_error.tolist() == [0.0] * 4
-    assert torch.equal(found.interval()[0], found.value)
+    torch.testing.assert_close(result.value, exact - reverse.forward_chain.prior_kl(LEVELS))
+    assert result.calls.tolist() == [0] * 4 and result.std_error.tolist() == [0.0] * 4
+    assert torch.equal(result.interval()[0], result.value)
 
 
 def test_data_off_the_grid_are_refused() -> None:

@@ -146,22 +146,22 @@ def test_a_fitted_baseline_has_no_bias_and_hides_no_error(kind: str, calls: int)
     assert ratio / charge == pytest.approx(1, abs=0.12 if kind == "a wall" else 0.06)
 
 
-def test_few_draws_have_no_coefficients_of_their_own() -> None:
+def test_no_coefficients_are_fitted_to_few_draws() -> None:
     """With twelve draws two coefficients would cost more than they explain of pure noise."""
     drawn = Drawn(12, 0 * U, 1 + U)
     assert torch.equal(drawn.moments(CURVES[:2]).mean, drawn.moments(0 * CURVES[:2]).mean)
 
 
-def test_a_pilots_curve_is_taken_as_it_is_where_that_is_said() -> None:
+def test_a_trusted_pilots_curve_is_subtracted_unchanged() -> None:
     """Then the noise is all that is left, draw by draw; else a curve of half the size is mended."""
     terms = 3 * CURVES[2]
     drawn, noise = Drawn(32, terms, 1 + U), Drawn(32, 0 * U, 1 + U)
     exact, half = (torch.cat([CURVES[:2], share * terms[None]]) for share in (1.0, 0.5))
     alone = Moments.of(noise.values, noise.layout)
-    found = drawn.moments(exact, True)
+    result = drawn.moments(exact, True)
     sums = drawn.layout.sums(terms)
-    torch.testing.assert_close(found.mean, alone.mean + sums, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(found.variance, alone.variance, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(result.mean, alone.mean + sums, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(result.variance, alone.variance, rtol=1e-7, atol=1e-7)
     fitted = drawn.moments(half).mean.sum(1)
     assert float(fitted.var()) < 1.05 * float(alone.mean.sum(1).var())
 
@@ -187,7 +187,7 @@ def test_freedom_is_at_most_that_of_all_draws() -> None:
 
 
 @pytest.mark.parametrize("draws", [(3,) * 10, (4,) * 32], ids=["few", "many"])
-def test_skewness_is_not_underrated_on_average(draws: tuple[int, ...]) -> None:
+def test_skewness_is_not_underestimated_on_average(draws: tuple[int, ...]) -> None:
     """Of sums of exponential draws: 20,000 of them know it to 4 to 8 %; at most 40 % too much.
 
     As it is, without the raise, the mean of what few draws say is 14 to 32 % too small.
@@ -230,7 +230,7 @@ def known(result: LogLikelihood) -> Tensor:
     return torch.stack(result.interval()).isfinite().all(0)
 
 
-def test_no_interval_is_chosen_by_its_own_draws() -> None:
+def test_whether_there_is_an_interval_does_not_depend_on_the_draws() -> None:
     """Of a step at which the network is far off some samples draw one term, some none.
 
     Were intervals left out where one draw has all the say, those that are lucky would remain.
@@ -258,7 +258,7 @@ def test_a_pilot_that_saw_heavy_tails_gives_no_intervals() -> None:
     assert torch.equal(result.std_error, light.std_error)
 
 
-def test_the_calls_that_count_are_those_of_the_value() -> None:
+def test_only_calls_that_make_the_value_count_for_intervals() -> None:
     """A first stage of 16 calls and 16 to 27 fresh ones: fewer than 32 made the value."""
     law = GaussianMixture(torch.tensor([0.5, 0.5], dtype=F64), normal(2, 2, seed=3), 0.3)
     forward = ForwardChain(LogSNRSchedule(5.0, -5.0), 40)
@@ -292,10 +292,10 @@ def test_controls_that_explain_nothing_are_not_taken() -> None:
     """
     alone = torch.ones(40, dtype=torch.bool)
     drawn = seen(normal(40, 10, 4), normal(40, 10, 4, 12, seed=1))
-    found = regress(drawn, 4, alone)
-    taken = (found.controls != 0).any(1)
+    result = regress(drawn, 4, alone)
+    taken = (result.controls != 0).any(1)
     assert int(taken.sum()) <= 8
-    assert 0.8 < float(found.noise.mean()) < 1.1
+    assert 0.8 < float(result.noise.mean()) < 1.1
 
 
 def test_controls_are_taken_where_they_help_by_more_than_a_little() -> None:
@@ -306,10 +306,10 @@ def test_controls_are_taken_where_they_help_by_more_than_a_little() -> None:
     alone, controls = torch.ones(2, dtype=torch.bool), normal(2, 2000, 4, 3, seed=1)
     size = torch.tensor([0.1, 0.5], dtype=F64)
     noise = normal(2, 2000, 4)
-    found = regress(seen(noise + size[:, None, None] * controls[..., 2], controls), 1, alone)
-    assert found.controls[0].tolist() == [0.0] * 3
-    assert found.controls[1].tolist() == pytest.approx([0, 0, 0.5], abs=0.03)
-    assert found.noise.tolist() == pytest.approx([math.sqrt(1.01), 1.0], rel=0.03)
+    result = regress(seen(noise + size[:, None, None] * controls[..., 2], controls), 1, alone)
+    assert result.controls[0].tolist() == [0.0] * 3
+    assert result.controls[1].tolist() == pytest.approx([0, 0, 0.5], abs=0.03)
+    assert result.noise.tolist() == pytest.approx([math.sqrt(1.01), 1.0], rel=0.03)
 
 
 def test_what_is_left_is_told_apart() -> None:
@@ -321,26 +321,26 @@ def test_what_is_left_is_told_apart() -> None:
     noise = -uniform.sign() * (1 - 2 * uniform.abs()).log() / math.sqrt(2)
     level = 0.5 * normal(3, 5000, 1, seed=4)
     controls = normal(3, 5000, 4, 2, seed=1)
-    for found in (
+    for result in (
         regress(seen(noise + level, controls), 1, torch.ones(3, dtype=torch.bool)),
         scaled(seen(noise + level, controls), normal(3, 2) * 0, normal(3, 3) * 0),
     ):
-        assert found.noise.tolist() == pytest.approx([1.0] * 3, rel=0.04)
-        assert found.misfit.tolist() == pytest.approx([0.5] * 3, rel=0.08)
-        assert float(found.kurtosis.mean()) == pytest.approx(3, rel=0.2)
+        assert result.noise.tolist() == pytest.approx([1.0] * 3, rel=0.04)
+        assert result.misfit.tolist() == pytest.approx([0.5] * 3, rel=0.08)
+        assert float(result.kurtosis.mean()) == pytest.approx(3, rel=0.2)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(-1.0, 0.0), (0.4, 0.4), (1.0, 1.0), (2.5, 1.0)])
-def test_coefficients_from_elsewhere_are_taken_in_part_at_most_whole(
+def test_interpolated_coefficients_are_shrunk_and_never_enlarged(
     share: float, expected: float
 ) -> None:
     controls, given = normal(2, 500, 4, 2), torch.tensor([[1.0, -2.0], [0.5, 0.0]], dtype=F64)
     terms = share * torch.einsum("jmrf,jf->jmr", controls, given)
-    found = scaled(seen(terms, controls), given, torch.zeros(2, 3, dtype=F64))
-    torch.testing.assert_close(found.controls, expected * given)
+    result = scaled(seen(terms, controls), given, torch.zeros(2, 3, dtype=F64))
+    torch.testing.assert_close(result.controls, expected * given)
 
 
-def test_nodes_that_stand_apart_neither_give_nor_take() -> None:
+def test_nodes_that_stand_apart_are_fitted_alone() -> None:
     values = torch.tensor([1.0, 10.0, 100.0, 1000.0, 10000.0], dtype=F64)
     alone = torch.tensor([False, False, False, True, False])
     expected = [6.0, 60.5, 105.0, 1000.0, 10000.0]
@@ -368,7 +368,7 @@ def with_spread(node: int, **others: Tensor) -> Pilot:
     return replace(pilot(), spread=spread, misfit=0 * spread, **others)
 
 
-def test_steps_between_nodes_are_taken_for_the_worse_of_both() -> None:
+def test_steps_between_nodes_get_the_larger_spread_of_both() -> None:
     nodes = pilot().nodes.tolist()
     node = max(range(1, len(nodes) - 1), key=lambda j: min(nodes[j + 1] - nodes[j], nodes[j]))
     relative = with_spread(node).noise / pilot().unit
@@ -378,10 +378,10 @@ def test_steps_between_nodes_are_taken_for_the_worse_of_both() -> None:
 
 
 def test_a_fifth_of_the_calls_goes_where_it_would_without_a_pilot() -> None:
-    found = with_spread(5).allocation(1).density
+    result = with_spread(5).allocation(1).density
     typical = pilot().density / pilot().density.sum()
-    assert bool((found >= 0.2 * typical * (1 - 1e-9)).all())
-    assert float((found / typical).min()) < 0.25
+    assert bool((result >= 0.2 * typical * (1 - 1e-9)).all())
+    assert float((result / typical).min()) < 0.25
 
 
 def test_calls_go_where_curves_miss() -> None:
@@ -390,8 +390,8 @@ def test_calls_go_where_curves_miss() -> None:
     misfit = 0 * spread
     misfit[4] = 1.0
     t = int(pilot().nodes[4]) - 1
-    found = replace(pilot(), spread=spread, misfit=misfit).allocation(1).density
-    assert float(found[t]) > 10 * float(
+    result = replace(pilot(), spread=spread, misfit=misfit).allocation(1).density
+    assert float(result[t]) > 10 * float(
         replace(pilot(), spread=spread, misfit=0 * misfit).allocation(1).density[t]
     )
 
@@ -416,7 +416,7 @@ def test_tails_are_those_of_the_draws() -> None:
     assert freedom == pytest.approx(2 * float(variance.mean() ** 2 / variance.var()), rel=0.2)
 
 
-def test_whether_its_curves_are_taken_as_they_are_is_the_pilots_to_say(
+def test_the_pilot_decides_whether_its_curves_are_subtracted_unchanged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     forward = ForwardChain(LogSNRSchedule(5.0, -5.0), 60)
@@ -429,10 +429,10 @@ def test_whether_its_curves_are_taken_as_they_are_is_the_pilots_to_say(
     def value(pilot: Pilot) -> Tensor:
         return TermwiseBound(32, pilot=pilot).estimate(reverse, x[:5]).value
 
-    found = [value(pilot()), value(missing)]
+    result = [value(pilot()), value(missing)]
     answers: list[list[Tensor]] = []
     for answer in (True, False):
         monkeypatch.setattr(Pilot, "knows_curves", lambda *_, answer=answer: answer)
         answers.append([value(pilot()), value(missing)])
-    assert torch.equal(found[0], answers[0][0]) and not torch.equal(found[0], answers[1][0])
-    assert torch.equal(found[1], answers[1][1]) and not torch.equal(found[1], answers[0][1])
+    assert torch.equal(result[0], answers[0][0]) and not torch.equal(result[0], answers[1][0])
+    assert torch.equal(result[1], answers[1][1]) and not torch.equal(result[1], answers[0][1])

@@ -174,10 +174,7 @@ class VariationalDequantizer(Dequantizer, nn.Module):
                     v = x_0[rows.to(x_0.device)]
                     noise = torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v)
                     loss = self._loss(reverse, bound, v, noise, labels)
-                    # not backward(), which would add to the model's own gradients
-                    gradients = torch.autograd.grad(loss, parameters)
-                    for parameter, gradient in zip(parameters, gradients, strict=True):
-                        parameter.grad = gradient
+                    _set_gradients(loss, parameters)
                     optimizer.step()
                     decay.step()
                     if progress is not None:
@@ -201,6 +198,13 @@ class VariationalDequantizer(Dequantizer, nn.Module):
 
     def __repr__(self) -> str:
         return f"VariationalDequantizer({tuple(self.event_shape)}, bin_width={self.bin_width!r})"
+
+
+def _set_gradients(loss: Tensor, parameters: list[nn.Parameter]) -> None:
+    """As backward() does for these parameters, and not for those of the model."""
+    gradients = torch.autograd.grad(loss, parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
 
 
 def _perceptron(event_shape: torch.Size, width: int) -> nn.Module:

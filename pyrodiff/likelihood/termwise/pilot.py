@@ -59,6 +59,14 @@ def _learn(drawn: Drawn, nodes: Tensor, fitted: Tensor, log_snr: Tensor, affine:
     return Regression(*tables)
 
 
+def _check_size(samples: int, calls: int, least_calls: int) -> None:
+    if samples < 2 or calls < least_calls:
+        raise ValueError(
+            f"Expected at least 2 samples and {least_calls} calls for a pilot; "
+            f"got {samples} and {calls}."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Pilot:
     """What was learned at steps t_j, j = 1 … J; made by ``Pilot.fit``.
@@ -121,16 +129,11 @@ class Pilot:
         """
         reverse.check_data(x, context)
         known = known_terms(reverse)
-        density, alone = typical_density(known.log_snr, known.unit), apart(known.log_snr)
-        fitted = pilot_nodes(density, alone)
+        density = typical_density(known.log_snr, known.unit)
+        fitted = pilot_nodes(density, apart(known.log_snr))
         nodes = torch.cat([fitted, middles(fitted, known.log_snr)]).sort().values
         samples = calls // (len(nodes) * REPEATS)
-        if len(x) < 2 or samples < 2:
-            least = 2 * len(nodes) * REPEATS
-            raise ValueError(
-                f"Expected at least 2 samples and {least} calls for a pilot; "
-                f"got {len(x)} and {calls}."
-            )
+        _check_size(len(x), calls, least_calls=2 * len(nodes) * REPEATS)
         controls = Controls.fit(x, known.log_snr)
         sampler = PilotSampler(reverse, controls, x, context, seed)
         with evaluation_mode(reverse):
