@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
@@ -42,7 +43,7 @@ FEWEST_WEIGHTS = 30
 """For a Pareto k̂.  It rests on the largest fifth, and ArviZ 1.x fits nothing to five of them."""
 
 
-def _fitted_k(log_weights: Any) -> Any:
+def _fitted_k(log_weights: np.ndarray) -> np.ndarray:
     """k̂ of each row, by either generation of ArviZ."""
     import arviz
 

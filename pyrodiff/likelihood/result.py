@@ -5,10 +5,12 @@ xarray      ``to_dataset``
 ArviZ       ``to_inference_data``
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,7 +47,12 @@ class LogLikelihood(Estimates):
         scalars["unbiased_weights"] = int(self.unbiased_weights)  # netCDF has no bool
         return xarray.Dataset(data, coords=coords, attrs=scalars | attributes)
 
-    def to_inference_data(self, observed: Any = None, coords: Any = None, **attributes: Any) -> Any:
+    def to_inference_data(
+        self,
+        observed: Tensor | np.ndarray | None = None,
+        coords: Mapping[str, Any] | None = None,
+        **attributes: Any,
+    ) -> Any:
         """For ArviZ; see the function ``to_inference_data``."""
         return to_inference_data(self, observed, coords, **attributes)
 
