@@ -37,7 +37,7 @@ from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.comparison import Comparison, compare
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood
-from pyrodiff.likelihood.paths.importance import log_mean_exp, weights_std_error
+from pyrodiff.likelihood.statistics import log_mean_exp, weights_std_error
 from pyrodiff.oracles import GaussianMixture, GridOracle
 from pyrodiff.schedules import LogSNRSchedule
 from pyrodiff.variances import FixedLarge, FixedSmall, Variance

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyrodiff import plots
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.paths.importance import log_mean_exp, weights_std_error
+from pyrodiff.likelihood.statistics import log_mean_exp, weights_std_error
 from pyrodiff.oracles import Gaussian
 from pyrodiff.plots.style import plus_minus, style
 from pyrodiff.schedules import CosineSchedule, LogSNRSchedule
@@ -42,7 +42,7 @@ def legend(axes: Axes) -> list[str]:
 
 
 def assert_distinct(lines: Iterable[Any]) -> None:
-    """No two series share a colour, and none a marker: they differ in black and white as well."""
+    """No two series share a colour or a marker: they differ in black and white, too."""
     looks = [(line.get_color(), line.get_marker()) for line in lines]
     assert all(len(set(values)) == len(looks) for values in zip(*looks, strict=True))
 
@@ -116,7 +116,7 @@ def test_terms_within_a_decade_or_two_have_plain_numbers() -> None:
     assert "10^" in axes.get_yticklabels()[2].get_text()
 
 
-def test_terms_below_zero_are_on_a_linear_axis() -> None:
+def test_negative_terms_are_on_a_linear_axis() -> None:
     assert plots.terms(result(torch.ones(2, 3, dtype=F64))).get_yscale() == "linear"
 
 
@@ -141,7 +141,7 @@ def test_terms_of_several_results() -> None:
     assert_distinct(axes.lines)
 
 
-def test_a_first_term_below_zero_stands_in_the_legend() -> None:
+def test_a_negative_first_term_stands_in_the_legend() -> None:
     # L_1 is −4 and −6, of mean −5 and standard error 1; the others are positive
     axes = plots.terms(result(torch.tensor([[4.0, -2.0, -1.0], [6.0, -2.0, -3.0]], dtype=F64)))
     assert axes.lines[0].get_xdata().tolist() == [2, 3]
@@ -215,7 +215,7 @@ def test_points_keep_their_colour() -> None:
     torch.testing.assert_close(torch.as_tensor(colours[0]), torch.atan2(middle[:, 1], middle[:, 0]))
 
 
-def test_trajectories_show_eight_times_unless_told() -> None:
+def test_trajectories_show_eight_timesteps_by_default() -> None:
     drawn = plots.trajectory_points(torch.randn(1001, 2, 2))
     assert [axes.get_title() for axes in drawn][::7] == ["$t=0$", "$t=1000$"] and len(drawn) == 8
     assert len(plots.trajectory_points(torch.randn(3, 2, 2))) == 3
@@ -341,7 +341,7 @@ def test_ladder_of_one_path_has_one_rung_of_unknown_error() -> None:
     assert axes.containers[0][0].get_ydata().tolist() == [1.0]
 
 
-def test_a_point_of_unknown_error_has_no_bar() -> None:
+def test_point_of_unknown_error_has_no_bar() -> None:
     flow = result(None, samples=20)
     flow = replace(flow, std_error=torch.full((20,), torch.nan, dtype=F64))
     axes = plots.bound_ladder(weighted(torch.randn(20, 4, dtype=F64)), others={"flow": flow})
@@ -476,7 +476,7 @@ def test_forest_refuses(draw: Callable[[LogLikelihood], object], message: str) -
 # -- densities ---------------------------------------------------------------------------------
 
 
-def test_map_points_are_the_middles_of_cells() -> None:
+def test_map_points_are_the_centres_of_cells() -> None:
     points = plots.map_points((0.0, 4.0, 10.0, 12.0), 2)
     assert points.tolist() == [[1, 10.5], [3, 10.5], [1, 11.5], [3, 11.5]]
 
@@ -567,7 +567,7 @@ def test_given_panels_are_drawn_on(name: str) -> None:
         ON_TWO[name](axes[:1])
 
 
-def test_every_figure_is_tested_and_leaves_settings_alone() -> None:
+def test_every_figure_is_tested_and_changes_no_global_setting() -> None:
     before = dict(matplotlib.rcParams)
     for draw in (*ON_ONE.values(), *ON_TWO.values()):
         drawn = draw(None)

@@ -22,7 +22,7 @@ from pyrodiff.comparison.paired import mean_error, skewed_quantile, skewness
 from pyrodiff.comparison.verdict import gap
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood
-from pyrodiff.likelihood.paths.importance import log_mean_exp, weights_std_error
+from pyrodiff.likelihood.statistics import log_mean_exp, weights_std_error
 from pyrodiff.oracles import Gaussian, GaussianMixture, GridOracle, linear_log_prob
 from pyrodiff.schedules import LogSNRSchedule
 from pyrodiff.variances import FixedLarge, FixedSmall, Variance

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.paths.importance import log_mean_exp
+from pyrodiff.likelihood.statistics import log_mean_exp
 
 __all__ = ["Evaluated", "draws_of", "same_model"]
 

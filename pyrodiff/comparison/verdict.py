@@ -33,7 +33,7 @@ from torch import Tensor
 from pyrodiff.comparison.evaluated import Evaluated, draws_of
 from pyrodiff.comparison.paired import Advice, Design, Difference, skewness
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.paths.importance import log_mean_exp
+from pyrodiff.likelihood.statistics import log_mean_exp
 
 __all__ = ["FEWEST_SAMPLES", "Verdict", "gap", "judge", "sentence"]
 
