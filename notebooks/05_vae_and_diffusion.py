@@ -52,7 +52,7 @@ from pyrodiff.decoders import CategoricalDecoder, GaussianDecoder
 from pyrodiff.denoisers import DataDenoiser
 from pyrodiff.kernels import marginal_coefficients
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood, Pilot, TermwiseBound
-from pyrodiff.likelihood.paths.importance import log_mean_exp, weights_std_error
+from pyrodiff.likelihood.statistics import log_mean_exp
 from pyrodiff.oracles import Gaussian, linear_bound, linear_log_prob
 from pyrodiff.plots.style import plain_ticks
 from pyrodiff.runs import build as recipes
@@ -239,29 +239,17 @@ def log_weights(model, guide, x_0, draws):
     return total.T.double()
 
 
-def weighted_bound(log_w, size, calls_per_draw=1):
-    """Log weights (N, K) as a result that the library's functions read."""
-    value, error = log_mean_exp(log_w), weights_std_error(log_w)
-    calls = torch.full((len(log_w),), log_w.shape[1] * calls_per_draw)
-    name = f"importance-weighted, K = {log_w.shape[1]}"
-    return LogLikelihood(value, error, "lower bound", calls, size, name, log_weights=log_w)
-
-
-def importance_bound(vae, x_0, draws):
-    """The importance-weighted bound of a VAE; Burda et al. (2016), equation 8."""
-    return weighted_bound(log_weights(vae.model, vae.guide, x_0, draws), x_0[0].numel())
-
-
 # %% [markdown]
-# `ImportanceBound` makes the same weights for a chain, faster. (The same mean, from other draws:)
+# `VAE.bound` makes the same weights for a VAE and `ImportanceBound` for a chain, both faster. (The
+# means agree; the draws are others.)
 
 # %%
-ours = log_weights(chain, chain.forward_chain, x, 64).mean(1)
-library = ImportanceBound(64).estimate(chain, x, seed=3).log_weights.mean(1)
-print(
-    f"by Pyro's traces − by ImportanceBound: {(ours - library).mean():.3f} ± "
-    f"{(ours - library).std() / len(x) ** 0.5:.3f} nats"
-)
+results = {"VAE": vae.bound(x, 64, seed=3)}
+results["diffusion"] = ImportanceBound(64).estimate(chain, x, seed=3)
+for name, result in results.items():
+    change = log_weights(*pairs[name], x, 64).mean(1) - result.log_weights.mean(1)
+    error = change.std() / len(x) ** 0.5
+    print(f"{name}, by Pyro's traces − by the library: {change.mean():.3f} ± {error:.3f} nats")
 
 # %% [markdown]
 # The chains have 16 layers. The losses per point are paired, $\log p(x_0)$ of the data's law less
@@ -279,7 +267,7 @@ truth, nothing = law.log_prob(x), torch.zeros(len(x))
 vaes = {"VAE, turned axes": factor_vae(principal @ turn), "VAE, learned guide": learned}
 chains = {"chain, fixed large": factor_chain(16, FixedLarge())}
 chains |= {"chain, fixed small": factor_chain(16, FixedSmall())}
-weighted = {name: importance_bound(one, x, PATHS) for name, one in vaes.items()}
+weighted = {name: one.bound(x, PATHS, importance=True) for name, one in vaes.items()}
 
 parts = {"VAE, principal axes": (nothing, nothing + tilt(principal))}
 parts["VAE, turned axes"] = (nothing, nothing + tilt(principal @ turn))
@@ -436,7 +424,7 @@ def train_vae(seed, steps, every):
         (elbo(batch) / len(batch)).backward()
         optimizer.step()
         if step % every == 0:
-            bound = float(vae.bound(digits.validation, num_particles=8).value.mean())
+            bound = float(vae.bound(digits.validation, particles=8).value.mean())
             best = max(best, (bound, step, copy.deepcopy(vae.state_dict())))
     vae.load_state_dict(best[2])
     return vae, best[1]
@@ -469,14 +457,7 @@ print("steps after which the VAEs were best:", *stopped)
 
 # %%
 unit = digits.dimensions * math.log(2)
-elbos = {"VAE": [], "diffusion": []}
-for one in vaes:
-    value, error = one.bound(test, num_particles=64, seed=1)
-    calls = torch.full((len(test),), 64)
-    name = "ELBO of a VAE, 64 draws"
-    elbos["VAE"].append(
-        LogLikelihood(value.double(), error.double(), "lower bound", calls, 64, name)
-    )
+elbos = {"VAE": [one.bound(test, particles=64, seed=1) for one in vaes], "diffusion": []}
 for one in chains:
     pilot = Pilot.run(one, digits.train, calls=10_000)
     bound = TermwiseBound(evaluations=64, pilot=pilot)
@@ -682,11 +663,10 @@ pd.DataFrame(rows).set_index("T")
 # %%
 few, K, many = (test[:6], 32, 64) if QUICK else (test[:24], 64, 1024)
 climbed = {
-    "VAE": [importance_bound(one, few, many) for one in vaes],
+    "VAE": [one.bound(few, many, seed=1, importance=True) for one in vaes],
     "diffusion": [ImportanceBound(K).estimate(one, few, seed=1, batch_size=1024) for one in chains],
 }
-pooled = {name: torch.cat([one.log_weights for one in each]) for name, each in climbed.items()}
-together = {name: weighted_bound(log_w, 64) for name, log_w in pooled.items()}
+together = {name: LogLikelihood.concatenate(results) for name, results in climbed.items()}
 panel = plots.bound_ladder(together)
 panel.set_xlabel("draws of the latents, K")
 panel.set_ylabel("mean over images and seeds (nats)")

@@ -34,8 +34,8 @@ from pyrodiff.likelihood import (
     SandwichBound,
     TermwiseBound,
 )
-from pyrodiff.likelihood.statistics import log_mean_exp, weights_std_error
 from pyrodiff.likelihood.result import sample_checksums
+from pyrodiff.likelihood.statistics import log_mean_exp, weights_std_error
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.oracles import Gaussian, GaussianMixture, linear_bound
 from pyrodiff.schedules import LogSNRSchedule

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.statistics import log_mean_exp
+from pyrodiff.likelihood.paths.importance import log_mean_exp
 
 __all__ = ["SHARE", "as_densities", "excess", "is_noisy", "total_error"]
 

@@ -29,7 +29,7 @@ from pyrodiff.comparison.densities import as_densities, is_noisy
 from pyrodiff.comparison.evaluated import same_model
 from pyrodiff.comparison.samples import check_samples
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.statistics import log_mean_exp
+from pyrodiff.likelihood.paths.importance import log_mean_exp
 
 __all__ = ["to_elpd", "to_inference_data"]
 
