@@ -51,7 +51,7 @@ from pyrodiff.likelihood import (
     SandwichBound,
     TermwiseBound,
 )
-from pyrodiff.likelihood.paths.importance import log_mean_exp
+from pyrodiff.likelihood.statistics import log_mean_exp
 from pyrodiff.networks import ResidualConvNet
 from pyrodiff.objectives import VariationalBound
 from pyrodiff.oracles import GaussianMixture, GridOracle, Product

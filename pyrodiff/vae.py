@@ -38,7 +38,8 @@ from pyrodiff.decoders import (
     Normal,
     check_data,
 )
-from pyrodiff.likelihood.result import LogLikelihood, sample_checksums
+from pyrodiff.likelihood.result import LogLikelihood
+from pyrodiff.likelihood.samples import sample_checksums
 from pyrodiff.likelihood.statistics import log_mean_of_weights, mean_of_draws
 from pyrodiff.precision import call_network
 from pyrodiff.serialization import describe, fingerprint

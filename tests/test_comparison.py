@@ -24,7 +24,6 @@ from pyrodiff.comparison import (
     repeat_seeds,
     stacking_weights,
 )
-from pyrodiff.comparison.densities import as_densities, excess
 from pyrodiff.comparison.evaluated import Evaluated
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import (
@@ -34,7 +33,8 @@ from pyrodiff.likelihood import (
     SandwichBound,
     TermwiseBound,
 )
-from pyrodiff.likelihood.result import sample_checksums
+from pyrodiff.likelihood.densities import as_densities, excess
+from pyrodiff.likelihood.samples import sample_checksums
 from pyrodiff.likelihood.statistics import log_mean_exp, weights_std_error
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.oracles import Gaussian, GaussianMixture, linear_bound

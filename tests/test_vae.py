@@ -16,7 +16,7 @@ from pyrodiff.comparison import compare, to_elpd
 from pyrodiff.data import load
 from pyrodiff.decoders import CategoricalDecoder, DiscretizedGaussianDecoder, GaussianDecoder
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.result import sample_checksums
+from pyrodiff.likelihood.samples import sample_checksums
 from pyrodiff.vae import VAE
 
 SCALE = 0.5

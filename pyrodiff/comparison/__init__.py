@@ -9,11 +9,11 @@ to_elpd             what ``arviz.compare`` takes
 """
 
 from pyrodiff.comparison.comparing import compare
-from pyrodiff.comparison.inference_data import to_elpd, to_inference_data
 from pyrodiff.comparison.models import compare_models, repeat_seeds
 from pyrodiff.comparison.paired import Difference
 from pyrodiff.comparison.stacking import stacking_weights
 from pyrodiff.comparison.summary import Comparison, Summary
+from pyrodiff.likelihood.arviz import to_elpd, to_inference_data
 
 __all__ = [
     "Comparison",

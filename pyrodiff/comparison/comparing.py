@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrodiff.comparison.evaluated import Evaluated, same_model
+from pyrodiff.comparison.evaluated import Evaluated
 from pyrodiff.comparison.paired import Design, Difference, mean_error, monte_carlo, own_error
-from pyrodiff.comparison.samples import check_samples
 from pyrodiff.comparison.summary import Comparison, Summary
 from pyrodiff.comparison.verdict import gap, judge
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.result import read_result
+from pyrodiff.likelihood.samples import check_samples, same_model
 
 __all__ = ["check_request", "compare"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.statistics import log_mean_exp
 
-__all__ = ["Evaluated", "draws_of", "same_model"]
+__all__ = ["Evaluated", "draws_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +64,6 @@ class Evaluated:
         if len(held) < len(found) or len({shares.shape for shares in held}) > 1:
             return None
         return torch.stack(held).mean(0)
-
-
-def same_model(one: LogLikelihood, other: LogLikelihood) -> bool:
-    """Whether both are of one trained model; by their values where a model is not known again."""
-    if one.model and other.model:
-        return one.model == other.model
-    return torch.equal(one.value, other.value)
 
 
 def _check_repeats(repeats: Sequence[LogLikelihood]) -> None:

@@ -23,9 +23,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from pyrodiff.comparison.densities import SHARE, excess, total_error
-from pyrodiff.comparison.samples import check_samples
 from pyrodiff.likelihood import LogLikelihood
+from pyrodiff.likelihood.densities import SHARE, excess, total_error
+from pyrodiff.likelihood.samples import check_samples
 
 __all__ = ["stacking_weights"]
 

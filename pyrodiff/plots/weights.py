@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.result import FEWEST_WEIGHTS
+from pyrodiff.likelihood.estimates import FEWEST_WEIGHTS
 from pyrodiff.plots.style import Axes, named, panels, plain_ticks, style
 
 __all__ = ["pareto_k"]
