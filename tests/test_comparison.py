@@ -24,7 +24,7 @@ from pyrodiff.comparison import (
     repeat_seeds,
     stacking_weights,
 )
-from pyrodiff.comparison.evaluated import Evaluated
+from pyrodiff.comparison.model_results import ModelResults
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import (
     ImportanceBound,
@@ -256,7 +256,7 @@ def test_repeats_have_the_error_of_their_mean() -> None:
     """Of independent results: √(Σ se²)/R."""
     values = normal(3, 5)
     repeats = [result(value, error) for value, error in zip(values, (0.3, 0.4, 1.2), strict=True)]
-    model = Evaluated.of([repeats])
+    model = ModelResults.of([repeats])
     torch.testing.assert_close(model.values[0], values.mean(0))
     torch.testing.assert_close(model.std_errors[0], torch.full((5,), 1.3 / 3, dtype=F64))
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.comparison import Comparison, compare
-from pyrodiff.comparison.evaluated import Evaluated
-from pyrodiff.comparison.paired import mean_error, skewed_quantile, skewness
-from pyrodiff.comparison.verdict import gap
+from pyrodiff.comparison.errors import skewed_quantile, skewness, standard_error
+from pyrodiff.comparison.looseness import gap
+from pyrodiff.comparison.model_results import ModelResults
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood
 from pyrodiff.likelihood.statistics import log_mean_exp, weights_std_error
@@ -125,15 +125,15 @@ def test_every_training_seed_counts_in_what_a_bound_lacks() -> None:
         weighted(spread * torch.randn(50, 16, generator=generator, dtype=F64))
         for spread in (0.2, 0.9, 6.0)
     )
-    alone = [gap(Evaluated([one])) for one in (tight, loose)]
+    alone = [gap(ModelResults([one])) for one in (tight, loose)]
     assert alone[0] is not None and alone[1] is not None
     assert float(alone[1].mean()) > 5 * float(alone[0].mean())
     for pair in ([tight, loose], [loose, tight]):
-        together = gap(Evaluated(pair))
+        together = gap(ModelResults(pair))
         assert together is not None
         torch.testing.assert_close(together, (alone[0] + alone[1]) / 2)
     for several in ([tight, hopeless], [hopeless, tight]):
-        assert gap(Evaluated(several)) is None
+        assert gap(ModelResults(several)) is None
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_tail_on_the_wrong_side_takes_a_larger_mean() -> None:
     z = torch.randn(200, generator=torch.Generator().manual_seed(5), dtype=F64)
     d = -z.exp()
     gamma, clusters = skewness(d, torch.arange(200)), torch.arange(200)
-    error = mean_error(d, [d[None]], clusters)
+    error = standard_error(d, [d[None]], clusters)
     plain, wide = (error.half_width(0.975, each) for each in (0.0, gamma))
     assert 25 * gamma**2 < 200 and wide > 1.05 * plain
     d = d - d.mean() + (plain + wide) / 2
@@ -298,7 +298,7 @@ def test_few_paired_seeds_cover(seeds: int, between: float, cell: float) -> None
         sample = 0.7 * torch.randn(1, 50, generator=generator, dtype=F64)
         values = seed + rest + sample
         d = values.mean(0)
-        error = mean_error(d, [values], torch.arange(50))
+        error = standard_error(d, [values], torch.arange(50))
         held += abs(float(d.mean())) <= error.half_width(0.95)
         if repeat < 20:  # the probability is that at which the interval ends
             level = abs(2 * error.probability(float(d.mean())) - 1)
