@@ -32,12 +32,10 @@ from pyrodiff.decoders import (
     CategoricalDecoder,
     Decoder,
     DiscretizedGaussianDecoder,
-    DiscretizedNormal,
     GaussianDecoder,
-    GridCategorical,
-    Normal,
     check_data,
 )
+from pyrodiff.distributions import DiscretizedNormal, GridCategorical, Normal
 from pyrodiff.likelihood.result import LogLikelihood
 from pyrodiff.likelihood.samples import sample_checksums
 from pyrodiff.likelihood.statistics import log_mean_of_weights, mean_of_draws

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrodiff.checks import check_types, short
 from pyrodiff.likelihood.arviz import to_inference_data
 from pyrodiff.likelihood.estimates import AXES, SHARED, Estimates, Kind, Mean
-from pyrodiff.serialization import netcdf, write_bytes
+from pyrodiff.serialization import netcdf_content, write_bytes
 from pyrodiff.serialization.netcdf import checksummed, read_netcdf
 
 __all__ = ["Kind", "LogLikelihood", "Mean", "read_result"]
@@ -52,7 +52,7 @@ class LogLikelihood(Estimates):
     def save(self, path: str | Path, **attributes: Any) -> None:
         """Write netCDF, atomically; ``attributes`` are kept beside the result's own."""
         dataset = self.to_dataset(**attributes)
-        write_bytes(Path(path), checksummed(netcdf(dataset)))
+        write_bytes(Path(path), checksummed(netcdf_content(dataset)))
 
     @classmethod
     def load(cls, path: str | Path) -> "LogLikelihood":
