@@ -1,19 +1,19 @@
-r"""A plain variational autoencoder, to stand beside a diffusion model in the same table.
+r"""A plain variational autoencoder, to be compared with a diffusion model in the same units.
 
     model   p_θ(x_0, z) = N(z; 0, I) p_θ(x_0 | z)                        site ``z``, then ``x_0``
     guide   q_φ(z | x_0) = N(z; μ_φ(x_0), diag exp(v_φ(x_0)))            site ``z``
     bound   log p_θ(x_0) ≥ E_q[log p_θ(x_0 | z) + log p(z) − log q_φ(z | x_0)]
 
-(Kingma and Welling, 2014, equations 2 and 9; Rezende, Mohamed and Wierstra, 2014.)  It is the
-hierarchy of one latent variable whose guide is learned, where a diffusion model has T and a fixed
-one.  p_θ(x_0 | z) is of the kind of a decoder of ``pyrodiff.decoders``, so that both bounds are
-nats of the same thing: a density for continuous data, a probability of the level for discrete.
+(Kingma and Welling, 2014, equations 2 and 9; Rezende, Mohamed and Wierstra, 2014.)  It has one
+latent variable and a learned guide, where a diffusion model has T and a fixed guide.
+p_θ(x_0 | z) is of the kind of a decoder of ``pyrodiff.decoders``, so that both bounds are on the
+same quantity, in nats: a density of continuous data, a probability of discrete levels.
 
 >>> from pyro.infer import SVI, TraceMeanField_ELBO
 >>> from pyro.optim import Adam
 >>> vae = VAE((1, 8, 8), decoder=CategoricalDecoder(17))
 >>> svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), loss=TraceMeanField_ELBO())
->>> loss = TraceMeanField_ELBO()(vae.model, vae.guide)       # or as a module, for torch's own
+>>> loss = TraceMeanField_ELBO()(vae.model, vae.guide)  # or a module, for optimizers of torch
 >>> bool(svi.step(-torch.ones(4, 1, 8, 8)) > 0)
 True
 """
@@ -49,12 +49,12 @@ _counter = itertools.count()
 
 
 class _Model(PyroModule):
-    """The program p_θ(x_0, z): sites ``z`` and ``x_0``, observed where data is given."""
+    """The program p_θ(x_0, z): sites ``z`` and ``x_0``, which is observed if it is not None."""
 
     def __init__(self, network: nn.Module, vae: "VAE"):
         super().__init__()
         self.network = network
-        self.__dict__["vae"] = vae  # not a submodule: the VAE holds this one
+        self.__dict__["vae"] = vae  # not as a submodule: this module is one of the VAE's
 
     def forward(self, x_0: Tensor | None = None, num_samples: int = 1) -> Tensor:
         like = next(self.parameters(), torch.empty(())) if x_0 is None else x_0
@@ -89,24 +89,24 @@ def _mlp(sizes: list[int]) -> nn.Sequential:
 class VAE(PyroModule):
     r"""A Gaussian encoder and a decoder network, as two Pyro programs ``model`` and ``guide``.
 
-    Both are ``PyroModule``s of their own (a bound method would register no parameter with Pyro),
-    to be handed to ``SVI``, ``Predictive`` or an ELBO.  Parameters have a name of their own in
-    Pyro's store for each VAE, as the chains do.
+    Both are ``PyroModule``s (a bound method would register no parameter with Pyro), to be passed to
+    ``SVI``, ``Predictive`` or an ELBO.  In Pyro's store the parameters of each VAE have names of
+    their own, as those of chains do.
 
     Args:
         event_shape: the shape of one sample.
         latent_size: the size of z.
         hidden: widths of the hidden layers of the encoder, reversed in the decoder.
         decoder: the kind of p_θ(x_0 | z).  ``GaussianDecoder`` and ``DiscretizedGaussianDecoder``
-            take mean and log scale from the network, or have a ``scale`` of their own;
-            for ``CategoricalDecoder`` the network gives one logit per level.
+            take mean and log scale from the network, or use their own ``scale``;
+            for ``CategoricalDecoder`` the network outputs one logit per level.
         encoder_network: (N, *event_shape) to (N, 2 · latent_size), mean and log variance;
             default an MLP.
         decoder_network: (N, latent_size) to (N, D · k), D the size of an event and k the outputs
             per dimension (1, 2 or the number of levels); default an MLP.
 
     Raises:
-        TypeError: a decoder of another kind.
+        TypeError: a decoder of any other kind.
         ValueError: an empty event shape or latent.
     """
 
@@ -149,9 +149,9 @@ class VAE(PyroModule):
         """p_θ(x_0 | z) from the decoder network; z of shape (*batch, latent_size)."""
         output = call_network(network, z.reshape(-1, self.latent_size))
         output = output.reshape(*z.shape[:-1], *self.event_shape, self._outputs)
-        return self._law(output).to_event(len(self.event_shape))
+        return self._distribution(output).to_event(len(self.event_shape))
 
-    def _law(self, output: Tensor) -> Normal | DiscretizedNormal | GridCategorical:
+    def _distribution(self, output: Tensor) -> Normal | DiscretizedNormal | GridCategorical:
         kind: Any = self.decoder
         if isinstance(kind, CategoricalDecoder):
             return GridCategorical(output, kind.low, kind.high)
@@ -234,14 +234,14 @@ class VAE(PyroModule):
         """The result of log weights (N, K): tensors on the CPU, float64."""
         count, particles = log_w.shape
         summary = log_mean_of_weights(log_w) if importance else mean_of_draws(log_w)
-        how = ", importance=True" if importance else ""
+        option = ", importance=True" if importance else ""
         return LogLikelihood(
             value=summary.value.cpu().double(),
             std_error=summary.std_error.cpu().double(),
             kind="lower bound",
             calls=torch.full((count,), particles + 1),
             dimensions=self.event_shape.numel(),
-            estimator=f"VAE.bound(particles={particles}{how})",
+            estimator=f"VAE.bound(particles={particles}{option})",
             degrees_of_freedom=summary.degrees_of_freedom.cpu().double(),
             log_weights=log_w.cpu().double(),
             model=fingerprint(self),
@@ -252,7 +252,7 @@ class VAE(PyroModule):
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy must not share Pyro parameters with its original.
+        # a copy must not share Pyro parameters with its original
         super().__setstate__(state)
         self._pyro_name = f"vae_{next(_counter)}"
         for key, program in self._modules.items():
