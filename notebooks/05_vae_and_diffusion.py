@@ -309,8 +309,8 @@ for name, result in weighted.items():
 
 # %% [markdown]
 # More draws cure a guide, not a model: at $K = 256$ the VAEs lose nothing within ± 0.002 nats, and
-# the chains are within 0.01 nats of their own $\log p_\theta$. The price differs: a draw of the VAE's
-# $z$ is one call of its decoder, a path of the chain is 16 calls.
+# the chains are within 0.01 nats of their own $\log p_\theta$. The price differs: a draw of the
+# VAE's $z$ is one call of its decoder, a path of the chain is 16 calls.
 #
 # ## 3. What layers buy
 #
@@ -391,8 +391,8 @@ pd.DataFrame(rows).set_index(["variance", "T"]).rename_axis(["lost, with", "T"])
 # the wrong axes; the VAE with the right axes loses nothing with one layer. (A negative loss is
 # chance: $\log p_\theta$ can be higher than the data's on these 400 points, but not on average.)
 #
-# That more layers tighten the bound of a good denoiser is known (Kingma et al., 2021, who let
-# $T \to \infty$). It takes a model of the right form and an optimal denoiser, as here. The case for a
+# That more layers tighten the bound of a good denoiser is known (Kingma et al., 2021, who let $T
+# \to \infty$). It takes a model of the right form and an optimal denoiser, as here. The case for a
 # chain is therefore not its guide.
 #
 # ## 4. Digits: where the nats are paid
@@ -565,9 +565,9 @@ pd.DataFrame(rows).set_index(["model", "part"])
 # each, errors over images: `benchmarks/results/vae-and-diffusion.json`.)
 #
 # The two are more alike than the bars suggest. Read the chain from the noise end: with the layers
-# up to $\lambda$ it has paid for what $x_t$ at that $\lambda$ says about the image. On the left is that
-# running sum in nats, with the VAE's whole KL as a line; on the right the VAE's KL by latent, the
-# largest first.
+# up to $\lambda$ it has paid for what $x_t$ at that $\lambda$ says about the image. On the left is
+# that running sum in nats, with the VAE's whole KL as a line; on the right the VAE's KL by latent,
+# the largest first.
 
 
 # %%
@@ -792,9 +792,10 @@ for panel, (title, drawn) in zip(figure.subplots(1, 6), shown.items(), strict=Tr
 figure
 
 # %% [markdown]
-# **In between.** The VAE interpolates in its latent space: the mean given $z$ along the line between
-# the codes of two images. The chain's $x_t$ can be interpolated likewise (Ho et al., 2020, section
-# 4.4): both images are noised with the same $\epsilon$, here to $\lambda = 1.5$, mixed, and run back.
+# **In between.** The VAE interpolates in its latent space: the mean given $z$ along the line
+# between the codes of two images. The chain's $x_t$ can be interpolated likewise (Ho et al., 2020,
+# section 4.4): both images are noised with the same $\epsilon$, here to $\lambda = 1.5$, mixed, and
+# run back.
 
 # %%
 pair, weights = (test[[0, 3]], test[[1, 7]]), torch.linspace(0, 1, 7)
