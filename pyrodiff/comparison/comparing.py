@@ -12,6 +12,7 @@ from pyrodiff.comparison.design import Design
 from pyrodiff.comparison.difference import Difference
 from pyrodiff.comparison.errors import standard_error
 from pyrodiff.comparison.inputs import (
+    Inputs,
     Runs,
     check_request,
     cluster_labels,
@@ -86,15 +87,24 @@ def compare(
     """
     check_request(count_seeds(results), reference, paired_seeds, level)
     inputs = read_inputs(results)
-    models = inputs.models
-    samples = len(next(iter(models.values())).results[0].value)
     design = Design(
-        clusters=cluster_labels(clusters, samples),
+        clusters=cluster_labels(clusters, inputs.samples),
         paired_seeds=paired_seeds,
         common_noise=inputs.common_noise if common_noise is None else common_noise,
         level=level,
-        pairs=_number_of_pairs(len(models), reference),
+        pairs=_number_of_pairs(len(inputs.models), reference),
     )
+    return _comparison(inputs, design, reference)
+
+
+def _number_of_pairs(models: int, reference: str | None) -> int:
+    """m: all pairs of models, or those with a reference that was named."""
+    return models * (models - 1) // 2 if reference is None else models - 1
+
+
+def _comparison(inputs: Inputs, design: Design, reference: str | None) -> Comparison:
+    """Means and differences, the best model first, which is the reference unless one is named."""
+    models = inputs.models
     summaries = {name: _summary(model, design.clusters) for name, model in models.items()}
     order = sorted(models, key=lambda name: summaries[name].value, reverse=True)
     reference = order[0] if reference is None else reference
@@ -105,15 +115,10 @@ def compare(
         models={name: summaries[name] for name in order},
         reference=reference,
         differences=differences,
-        samples=samples,
-        level=level,
+        samples=inputs.samples,
+        level=design.level,
         notes=_notes(models, differences) + inputs.notes,
     )
-
-
-def _number_of_pairs(models: int, reference: str | None) -> int:
-    """m: all pairs of models, or those with a reference that was named."""
-    return models * (models - 1) // 2 if reference is None else models - 1
 
 
 def _summary(model: ModelResults, clusters: Tensor) -> Summary:

@@ -35,6 +35,11 @@ class Inputs(NamedTuple):
     common_noise: bool | None
     notes: tuple[str, ...]
 
+    @property
+    def samples(self) -> int:
+        """N, the same for all results."""
+        return len(next(iter(self.models.values())).results[0].value)
+
 
 class _Entry(NamedTuple):
     """A result and the attributes of its file; none for one in memory."""

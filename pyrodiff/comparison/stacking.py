@@ -45,13 +45,7 @@ def stacking_weights(results: Mapping[str, LogLikelihood | Tensor]) -> dict[str,
             values, a sample to which every model gives density 0, noise that is not negligible
             (see above).
     """
-    values = {
-        name: (result.value if isinstance(result, LogLikelihood) else result)
-        .detach()
-        .double()
-        .cpu()
-        for name, result in results.items()
-    }
+    values = {name: _log_densities(result) for name, result in results.items()}
     shapes = sorted({tuple(value.shape) for value in values.values()})
     if len(shapes) != 1 or len(shapes[0]) != 1 or shapes[0][0] == 0:
         raise ValueError(f"Expected values of shape (N,), one N for all; got {shapes}.")
@@ -66,6 +60,12 @@ def stacking_weights(results: Mapping[str, LogLikelihood | Tensor]) -> dict[str,
         raise ValueError("Expected each sample to have a density under some model; got none.")
     weights = _solve((log_p - highest).exp())
     return dict(zip(values, weights.tolist(), strict=True))
+
+
+def _log_densities(result: LogLikelihood | Tensor) -> Tensor:
+    """log p of each sample, float64 on the CPU."""
+    values = result.value if isinstance(result, LogLikelihood) else result
+    return values.detach().double().cpu()
 
 
 def _check_noise(results: Mapping[str, LogLikelihood], values: Mapping[str, Tensor]) -> None:
