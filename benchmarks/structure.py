@@ -1,0 +1,666 @@
+"""The structure of the package in figures: `python benchmarks/structure.py [--package DIR]`.
+
+What is counted, and how:
+
+files, lines        of the package; of a function those from ``def`` to its end, less the docstring
+circle              the largest set of modules of which each reaches each by imports: all imports,
+                    those inside functions included; those under ``if TYPE_CHECKING`` never run and
+                    do not count, but in a package whose names are imported when they are used
+                    (a module with ``__getattr__``), where they are the list of these names.
+                    ``import a.b.c`` runs ``a`` and ``a.b``, too: that counts for whoever is not
+                    inside them.
+positional calls    calls with six or more positional arguments
+public names        functions and classes on a module's top level without an underscore
+private imports     names with an underscore (no dunders) taken from another module
+private attributes  ``a._x`` where a is not ``self``, ``cls`` or ``super()`` and the file itself
+                    defines no ``_x``: the file is the unit of privacy.  Those of other packages
+                    (``torch._C``) and the documented ones of named tuples (``_replace``) do not
+                    count.
+parameters          whose annotation has ``Any`` in it (``Any``, ``dict[str, Any]``), among all but
+                    ``self`` and ``cls``; ``any_alone`` where it is nothing but ``Any``
+docstrings          public functions, classes and methods that have one
+passed              functions of the package, and their files, that one ``SVI.step``,
+                    ``pyrodiff fit`` and ``pyrodiff evaluate`` enter at least once (comprehensions
+                    left out)
+import              seconds and modules of ``import pyrodiff``, of its flat names and of
+                    ``import pyro``: medians over fresh interpreters, taken in turn
+"""
+
+import argparse
+import ast
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "pyrodiff"
+MANY = 6  # positional arguments
+NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_make", "_field_defaults"}
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Module:
+    """A source file: its name, its text as a tree, and where it stands."""
+
+    name: str
+    path: Path
+    is_package: bool
+    tree: ast.Module
+    lines: int
+    imports: set[str] = field(default_factory=set)
+
+    @property
+    def package(self) -> str:
+        return self.name if self.is_package else self.name.rpartition(".")[0]
+
+
+def read_package(folder: Path) -> dict[str, Module]:
+    """The modules of a package by their names, with what they import from each other."""
+    modules = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = [folder.name, *path.relative_to(folder).with_suffix("").parts]
+        is_package = parts[-1] == "__init__"
+        name = ".".join(parts[:-1] if is_package else parts)
+        text = path.read_text("utf-8")
+        lines = len(text.splitlines())
+        modules[name] = Module(name, path, is_package, ast.parse(text), lines)
+    for module in modules.values():
+        module.imports = _imports(module, modules)
+    return modules
+
+
+def _imports(module: Module, modules: dict[str, Module]) -> set[str]:
+    targets: set[str] = set()
+    for node in running_imports(module):
+        for target in _targets(node, module, modules):
+            parents = [target.rsplit(".", n)[0] for n in range(1, target.count(".") + 1)]
+            inside = {p for p in parents if f"{module.name}.".startswith(f"{p}.")}
+            targets |= ({target, *parents} - inside) & modules.keys()
+    return targets - {module.name}
+
+
+def running_imports(module: Module) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The import statements that may run, wherever they stand."""
+    body = module.tree.body
+    lazy = any(isinstance(n, ast.FunctionDef) and n.name == "__getattr__" for n in body)
+
+    def visit(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not lazy:
+            for child in node.orelse:
+                yield from visit(child)
+        else:
+            for child in ast.iter_child_nodes(node):
+                yield from visit(child)
+
+    return visit(module.tree)
+
+
+def _targets(
+    node: ast.Import | ast.ImportFrom, module: Module, modules: dict[str, Module]
+) -> Iterator[str]:
+    """The modules that a statement names: ``from a import b`` names ``a.b`` where that is one."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names if alias.name in modules)
+        return
+    source = import_source(node, module)
+    for alias in node.names:
+        full = f"{source}.{alias.name}"
+        if full in modules or source in modules:
+            yield full if full in modules else source
+
+
+def import_source(node: ast.ImportFrom, module: Module) -> str:
+    """The full name of the module that a ``from`` names, relative or not."""
+    if not node.level:
+        return node.module or ""
+    parts = module.package.split(".")
+    above = parts[: len(parts) + 1 - node.level]
+    return ".".join([*above, *([node.module] if node.module else [])])
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected components (Tarjan, 1972), each sorted, the largest first."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    components = []
+
+    def visit(name: str) -> None:
+        order[name] = low[name] = len(order)
+        stack.append(name)
+        for target in sorted(graph[name]):
+            if target not in order:
+                visit(target)
+                low[name] = min(low[name], low[target])
+            elif target in stack:
+                low[name] = min(low[name], order[target])
+        if low[name] == order[name]:
+            start = stack.index(name)
+            components.append(sorted(stack[start:]))
+            del stack[start:]
+
+    for name in sorted(graph):
+        if name not in order:
+            visit(name)
+    return sorted(components, key=lambda names: (-len(names), names))
+
+
+def import_graph(modules: dict[str, Module]) -> dict[str, set[str]]:
+    return {name: module.imports for name, module in modules.items()}
+
+
+def functions(modules: dict[str, Module]) -> dict[str, int]:
+    """Lines of each function, nested ones and methods included, by "file:line name"."""
+    return {
+        f"{_file(module)}:{node.lineno} {node.name}": _length(node)
+        for module in modules.values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, FUNCTIONS)
+    }
+
+
+def _length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    first, docstring = node.body[0], ast.get_docstring(node)
+    lines = (node.end_lineno or 0) - node.lineno + 1
+    return lines - ((first.end_lineno or 0) - first.lineno + 1 if docstring is not None else 0)
+
+
+def files(modules: dict[str, Module]) -> dict[str, int]:
+    """Lines of each file."""
+    return {_file(module): module.lines for module in modules.values()}
+
+
+def _file(module: Module) -> str:
+    depth = module.name.count(".") + (1 if module.is_package else 0)
+    return module.path.relative_to(module.path.parents[depth]).as_posix()
+
+
+def positional_calls(modules: dict[str, Module]) -> list[str]:
+    """Where a call has six or more positional arguments."""
+    return [
+        f"{_file(module)}:{node.lineno} {ast.unparse(node.func)[:40]} ({len(node.args)})"
+        for module in modules.values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and len(node.args) >= MANY
+    ]
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not (name.startswith("__") and name.endswith("__"))
+
+
+def private_imports(modules: dict[str, Module]) -> list[str]:
+    """Where a private name is taken from another module, by ``from`` or as its attribute."""
+    places = []
+    for module in modules.values():
+        aliases: set[str] = set()
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ImportFrom):
+                source = import_source(node, module)
+                if source.split(".")[0] != module.name.split(".")[0]:
+                    continue
+                places += [
+                    f"{_file(module)}:{node.lineno} {source}.{alias.name}"
+                    for alias in node.names
+                    if is_private(alias.name)
+                ]
+                aliases |= {
+                    alias.asname or alias.name
+                    for alias in node.names
+                    if f"{source}.{alias.name}" in modules
+                }
+        places += [
+            f"{_file(module)}:{node.lineno} {node.value.id}.{node.attr}"
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in aliases
+            and is_private(node.attr)
+        ]
+    return places
+
+
+def private_attributes(modules: dict[str, Module]) -> list[str]:
+    """Where a private attribute of another file's object is reached for."""
+    seen = set(private_imports(modules))
+    places = []
+    for module in modules.values():
+        own = _own_private_names(module.tree) | NAMED_TUPLE
+        foreign = {
+            (alias.asname or alias.name).split(".")[0]
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Import)
+            for alias in node.names
+            if alias.name not in modules
+        }
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.Attribute) or not is_private(node.attr):
+                continue
+            place = f"{_file(module)}:{node.lineno} {ast.unparse(node)[-60:]}"
+            known = _is_self(node.value) or ast.unparse(node).split(".")[0] in foreign
+            if node.attr not in own and not known and place not in seen:
+                places.append(place)
+    return places
+
+
+def _is_self(value: ast.expr) -> bool:
+    if isinstance(value, ast.Call):
+        return isinstance(value.func, ast.Name) and value.func.id == "super"
+    return isinstance(value, ast.Name) and value.id in ("self", "cls")
+
+
+def _own_private_names(tree: ast.Module) -> set[str]:
+    """Private names that a file defines: functions, methods, fields, and attributes of self."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                for leaf in ast.walk(target):
+                    if isinstance(leaf, ast.Name):
+                        names.add(leaf.id)
+                    elif isinstance(leaf, ast.Attribute) and _is_self(leaf.value):
+                        names.add(leaf.attr)
+    return {name for name in names if is_private(name)}
+
+
+def public_names(modules: dict[str, Module]) -> list[str]:
+    """Functions and classes on the top level of public modules."""
+    return [
+        f"{module.name}.{node.name}"
+        for module in modules.values()
+        if not any(is_private(part) for part in module.name.split("."))
+        for node in module.tree.body
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not node.name.startswith("_")
+    ]
+
+
+def any_parameters(modules: dict[str, Module]) -> tuple[int, int, int]:
+    """How many parameters are annotated ``Any``, have ``Any`` in their annotation, and are there."""
+    alone = loose = total = 0
+    for module in modules.values():
+        for node in ast.walk(module.tree):
+            if not isinstance(node, FUNCTIONS):
+                continue
+            arguments = node.args
+            every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+            every += [a for a in (arguments.vararg, arguments.kwarg) if a is not None]
+            every = [a for a in every if a.arg not in ("self", "cls")]
+            total += len(every)
+            hints = [ast.unparse(a.annotation) for a in every if a.annotation is not None]
+            alone += hints.count("Any")
+            loose += sum(re.search(r"\bAny\b", hint) is not None for hint in hints)
+    return alone, loose, total
+
+
+def docstrings(modules: dict[str, Module]) -> tuple[int, int]:
+    """How many public functions, classes and methods have a docstring, and how many there are."""
+    present = total = 0
+
+    def visit(body: list[ast.stmt]) -> None:
+        nonlocal present, total
+        for node in body:
+            if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not node.name.startswith("_"):
+                total += 1
+                present += ast.get_docstring(node) is not None
+                if isinstance(node, ast.ClassDef):
+                    visit(node.body)
+
+    for module in modules.values():
+        visit(module.tree.body)
+    return present, total
+
+
+def read_figures(modules: dict[str, Module]) -> dict[str, Any]:
+    """All that the source says."""
+    by_file, by_function = files(modules), functions(modules)
+    lengths = sorted(by_function.values())
+    longest_file = max(by_file, key=by_file.__getitem__)
+    longest = max(by_function, key=by_function.__getitem__)
+    alone, loose, parameters = any_parameters(modules)
+    documented, public = docstrings(modules)
+    circle = circles(import_graph(modules))[0]
+    top = [m for m in modules.values() if m.name.count(".") <= 1]
+    return {
+        "top_level_files": sum(not m.is_package or m.name.count(".") == 0 for m in top),
+        "rooms": sum(m.is_package and m.name.count(".") == 1 for m in top),
+        "files": len(by_file),
+        "lines": sum(by_file.values()),
+        "longest_file": {"name": longest_file, "lines": by_file[longest_file]},
+        "files_over_300_lines": sum(lines > 300 for lines in by_file.values()),
+        "functions": len(lengths),
+        "longest_function": {"name": longest, "lines": by_function[longest]},
+        "functions_over_60_lines": sum(lines > 60 for lines in lengths),
+        "median_function_lines": statistics.median(lengths),
+        "p90_function_lines": lengths[int(0.9 * (len(lengths) - 1))],
+        "largest_circle": len(circle),
+        "circle": circle if len(circle) > 1 else [],
+        "positional_calls": len(positional_calls(modules)),
+        "public_names": len(public_names(modules)),
+        "private_imports": len(private_imports(modules)),
+        "private_attributes": len(private_attributes(modules)),
+        "parameters": parameters,
+        "parameters_any_alone_share": round(alone / parameters, 4),
+        "parameters_any_share": round(loose / parameters, 4),
+        "public_with_docstring_share": round(documented / public, 4),
+    }
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+PASSED = """
+import contextlib, io, json, os, sys, tempfile, warnings
+warnings.simplefilter("ignore")
+import pyro, torch
+import pyrodiff
+from pyrodiff import ForwardChain, ReverseChain
+from pyrodiff.cli import main
+from pyrodiff.denoisers import NoiseDenoiser
+from pyrodiff.networks import ResidualMLP
+from pyrodiff.objectives import VariationalBound
+from pyrodiff.schedules import LogSNRSchedule
+
+torch.set_num_threads(1)
+folder = os.path.dirname(pyrodiff.__file__) + os.sep
+
+def passed(work):
+    codes = set()
+    def note(frame, event, _):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(folder) and code.co_name[0] != "<":
+            codes.add(code)
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return {"functions": len(codes), "files": len({c.co_filename for c in codes})}
+
+forward = ForwardChain(LogSNRSchedule(), num_steps=100)
+reverse = ReverseChain(NoiseDenoiser(ResidualMLP((2,))), forward, event_shape=(2,))
+svi = pyro.infer.SVI(reverse, forward, pyro.optim.Adam({"lr": 1e-3}), loss=VariationalBound())
+x_0 = torch.randn(64, 2)
+svi.step(x_0)
+counts = {"step": passed(lambda: svi.step(x_0))}
+
+def command(*words):
+    status = main(list(words))
+    assert status == 0, status
+
+with tempfile.TemporaryDirectory() as work, contextlib.redirect_stdout(io.StringIO()):
+    run = os.path.join(work, "run")
+    fit = ("--num-steps", "10", "--steps", "20", "--validate-every", "10", "--batch-size", "32",
+           "--width", "16", "--blocks", "1", "--evaluations", "16", "--samples", "4")
+    counts["fit"] = passed(lambda: command("fit", "mixture", "--output", run, *fit, "--quiet"))
+    counts["evaluate"] = passed(lambda: command("evaluate", run, "--limit", "8", "--quiet"))
+print("PASSED " + json.dumps(counts))
+"""
+
+IMPORTS = {
+    "import pyro": "import pyro",
+    "import pyrodiff": "import pyrodiff",
+    "flat names": "from pyrodiff import ForwardChain, ReverseChain",
+}
+FLAT = (
+    "from pyrodiff import ForwardChain, LogSNRSchedule, NoiseDenoiser, ResidualMLP, ReverseChain, "
+    "TermwiseBound, VariationalBound"
+)
+TIMED = """
+import sys, time
+before, start = len(sys.modules), time.perf_counter()
+{}
+print(time.perf_counter() - start, len(sys.modules) - before)
+"""
+
+
+def _run(code: str, folder: Path) -> str:
+    """Standard output of the code in a fresh interpreter that sees this package first."""
+    environment = os.environ | {
+        "PYTHONPATH": str(folder.parent),
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "agg",
+    }
+    with tempfile.TemporaryDirectory() as work:  # not where another copy of the package may be
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, cwd=work, capture_output=True, text=True
+        )
+    if done.returncode:
+        raise RuntimeError(f"Expected the code to run on {folder}; got\n{done.stderr}")
+    return done.stdout
+
+
+def passed(folder: Path) -> dict[str, Any]:
+    """Functions and files that a step, a fit and an evaluation pass."""
+    line = _run(PASSED, folder).rpartition("PASSED ")[2]
+    return json.loads(line.splitlines()[0])
+
+
+def import_costs(folder: Path, rounds: int) -> dict[str, Any]:
+    """Median seconds and modules of each import, the statements taken in turn."""
+    statements = dict(IMPORTS)
+    try:
+        _run(FLAT, folder)
+        statements["flat names"] = FLAT
+    except RuntimeError:  # before there were flat names: the two chains alone
+        pass
+    samples: dict[str, list[tuple[float, int]]] = {name: [] for name in statements}
+    for number in range(rounds + 1):  # the first fills the caches
+        for name, statement in statements.items():
+            seconds, count = _run(TIMED.format(statement), folder).split()
+            if number:
+                samples[name].append((float(seconds), int(count)))
+    return {
+        name: {
+            "statement": statements[name],
+            "seconds": round(statistics.median(s for s, _ in taken), 4),
+            "modules": int(statistics.median(m for _, m in taken)),
+        }
+        for name, taken in samples.items()
+    }
+
+
+def measure(folder: Path, rounds: int) -> dict[str, Any]:
+    """All figures of a tree."""
+    return {
+        **read_figures(read_package(folder)),
+        "passed": passed(folder),
+        "import": import_costs(folder, rounds),
+    }
+
+
+# -- the picture -----------------------------------------------------------------------------------
+
+
+def room(name: str) -> str:
+    """The entry on the top level that a module belongs to."""
+    return ".".join(name.split(".")[1:2])
+
+
+def room_graph(modules: dict[str, Module]) -> dict[str, set[str]]:
+    graph: dict[str, set[str]] = {room(name): set() for name in modules if "." in name}
+    for name, module in modules.items():
+        if "." in name:
+            targets = {room(target) for target in module.imports if "." in target}
+            graph[room(name)] |= targets - {room(name)}
+    return graph
+
+
+def levels(graph: dict[str, set[str]]) -> dict[str, int]:
+    """Longest way down from each room; the rooms of a circle share theirs."""
+    home = {name: number for number, names in enumerate(circles(graph)) for name in names}
+    below: dict[int, set[int]] = {number: set() for number in home.values()}
+    for name, targets in graph.items():
+        below[home[name]] |= {home[target] for target in targets} - {home[name]}
+    depth: dict[int, int] = {}
+
+    def visit(number: int) -> int:
+        if number not in depth:
+            depth[number] = max((visit(n) + 1 for n in below[number]), default=0)
+        return depth[number]
+
+    return {name: visit(home[name]) for name in graph}
+
+
+def draw(panels: dict[str, dict[str, Module]], path: Path) -> None:
+    """The rooms of each tree with the imports between them; circles in red."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(9.5 * len(panels), 11), squeeze=False)
+    for axis, (title, modules) in zip(axes[0], panels.items(), strict=True):
+        _draw_tree(axis, title, modules)
+    figure.tight_layout(w_pad=3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, facecolor="white", metadata={"Software": None})
+    pyplot.close(figure)
+
+
+WIDTH, ROW = 100.0, 5  # of a panel; rooms in a row
+
+
+def _positions(graph: dict[str, set[str]]) -> dict[str, tuple[float, float]]:
+    """Rooms in rows by level, a long row broken into several; each near what it imports."""
+    rows: list[list[str]] = []
+    by_level: dict[int, list[str]] = {}
+    for name, level in levels(graph).items():
+        by_level.setdefault(level, []).append(name)
+    for level in sorted(by_level):
+        names = sorted(by_level[level])
+        count = -(-len(names) // ROW)
+        size = -(-len(names) // count)
+        rows += [names[i : i + size] for i in range(0, len(names), size)]
+    x: dict[str, float] = {}
+    for _ in range(8):  # a row's order follows the mean place of the neighbours
+        for names in rows:
+            near = {
+                name: [x[o] for o in graph if o in x and (o in graph[name] or name in graph[o])]
+                for name in names
+            }
+            places = {n: statistics.fmean(v) if v else WIDTH / 2 for n, v in near.items()}
+            names.sort(key=lambda name: places[name])  # noqa: B023
+            for number, name in enumerate(names):
+                x[name] = WIDTH * (number + 0.5) / len(names)
+    shift = [(WIDTH / 14) * (1 if number % 2 else -1) for number in range(len(rows))]
+    return {
+        name: (x[name] + (shift[number] if len(names) < ROW else 0), float(number))
+        for number, names in enumerate(rows)
+        for name in names
+    }
+
+
+def _draw_tree(axis: Any, title: str, modules: dict[str, Module]) -> None:
+    from matplotlib.patches import FancyArrowPatch
+
+    graph = room_graph(modules)
+    places = _positions(graph)
+    found = [names for names in circles(import_graph(modules)) if len(names) > 1]
+    red = {(a, b) for names in found for a in names for b in modules[a].imports & set(names)}
+    red_rooms = {(room(a), room(b)) for a, b in red if room(a) and room(b)}
+    members = {name for names in found for name in names}
+    for name, targets in graph.items():
+        for target in sorted(targets):
+            circular = (name, target) in red_rooms
+            (x, y), (u, v) = places[name], places[target]
+            bend = 0.0 if abs(y - v) == 1 else 0.12 if x <= u else -0.12
+            arrow = FancyArrowPatch(
+                (x, y),
+                (u, v),
+                connectionstyle=f"arc3,rad={bend if y != v else 0.35}",
+                arrowstyle="-|>",
+                mutation_scale=9,
+                shrinkA=16,
+                shrinkB=18,
+                color="#c62828" if circular else "#90a4ae",
+                alpha=0.75 if circular else 0.45,
+                linewidth=1.3 if circular else 0.8,
+                zorder=2 if circular else 1,
+            )
+            axis.add_patch(arrow)
+    for name, (x, y) in places.items():
+        inside = [m for m in modules if room(m) == name]
+        circular = any(m in members for m in inside)
+        label = f"{name}/  ({len(inside)})" if len(inside) > 1 else name
+        axis.text(
+            x,
+            y,
+            label,
+            ha="center",
+            va="center",
+            fontsize=12,
+            fontweight="bold" if len(inside) > 1 else "normal",
+            color="#b71c1c" if circular else "#1a237e",
+            bbox={
+                "boxstyle": "round,pad=0.35",
+                "facecolor": "#ffebee" if circular else "#e8eaf6",
+                "edgecolor": "#c62828" if circular else "#3949ab",
+            },
+            zorder=3,
+        )
+    size = len(found[0]) if found else 1
+    axis.set_title(f"{title}\nlargest circle: {size} file{'s' * (size > 1)}", fontsize=16)
+    axis.set_xlim(-2, WIDTH + 2)
+    axis.set_ylim(-0.6, max(y for _, y in places.values()) + 0.6)
+    axis.axis("off")
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def _named_folders(values: list[str]) -> dict[str, Path]:
+    pairs = (value.partition("=") for value in values)
+    return {name: Path(folder).resolve() for name, _, folder in pairs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--package", default=str(ROOT / PACKAGE), help="the tree to measure")
+    parser.add_argument("--name", default="after", help="what the tree is called in FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to this file")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the imports")
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="TITLE=DIR",
+        help="a tree to the left of it in the picture",
+    )
+    parser.add_argument("--title", default="now", help="the tree's title in the picture")
+    parser.add_argument("--rounds", type=int, default=7, help="of import times")
+    parser.add_argument("--list", action="store_true", help="say where the counted places are")
+    options = parser.parse_args()
+    folder = Path(options.package).resolve()
+    modules = read_package(folder)
+    if options.list:
+        for count in (positional_calls, private_imports, private_attributes):
+            print(f"{count.__name__}:", *count(modules), sep="\n  ")
+    if options.json is not None or not (options.figure or options.list):
+        figures = measure(folder, options.rounds)
+        print(json.dumps(figures, indent=1))
+        if options.json is not None:
+            stored = json.loads(options.json.read_text()) if options.json.exists() else {}
+            options.json.write_text(json.dumps(stored | {options.name: figures}, indent=1) + "\n")
+    if options.figure is not None:
+        trees = {name: read_package(f) for name, f in _named_folders(options.beside).items()}
+        draw(trees | {options.title: modules}, options.figure)
+
+
+if __name__ == "__main__":
+    main()
