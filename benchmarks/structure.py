@@ -292,7 +292,7 @@ def public_names(modules: dict[str, Module]) -> list[str]:
 
 
 def any_parameters(modules: dict[str, Module]) -> tuple[int, int, int]:
-    """How many parameters are annotated ``Any``, have ``Any`` in their annotation, and are there."""
+    """Parameters annotated ``Any``, those with ``Any`` in their annotation, and all: how many."""
     alone = loose = total = 0
     for module in modules.values():
         for node in ast.walk(module.tree):
