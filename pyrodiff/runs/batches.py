@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from pyrodiff import serialization
-from pyrodiff.serialization.folders import check_free, check_links, remove
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.result import read_result
 from pyrodiff.runs.settings import check_unchanged
+from pyrodiff.serialization.folders import check_free, check_links, remove
 
 __all__ = ["Batches", "checksum", "clear", "read_sealed", "seal"]
 

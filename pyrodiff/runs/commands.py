@@ -9,18 +9,18 @@ from torch import Tensor
 
 from pyrodiff import data as datasets
 from pyrodiff import plots, serialization
-from pyrodiff.runs import folder as run_folder
-from pyrodiff.runs import samples as run_samples
 from pyrodiff.chains import ReverseChain
 from pyrodiff.data import DataSet
-from pyrodiff.runs.evaluation import evaluate_split
-from pyrodiff.serialization.folders import locked
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.runs.pictures import png, samples_png
-from pyrodiff.training.progress import say
-from pyrodiff.runs.terminal import print_evaluation
+from pyrodiff.runs import folder as run_folder
+from pyrodiff.runs import samples as run_samples
+from pyrodiff.runs.evaluation import evaluate_split
 from pyrodiff.runs.folder import opened, read_run
+from pyrodiff.runs.pictures import png, samples_png
 from pyrodiff.runs.settings import EvaluationSettings, FitSettings, recipe
+from pyrodiff.runs.terminal import print_evaluation
+from pyrodiff.serialization.folders import locked
+from pyrodiff.training.progress import say
 
 __all__ = ["evaluate", "fit", "own_data", "read_run", "sample"]
 

@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from pyrodiff import serialization
-from pyrodiff.runs.report import folder as report_folder
-from pyrodiff.runs import folder as run_folder
-from pyrodiff.runs.batches import read_sealed
 from pyrodiff.comparison import Comparison, repeat_seeds
 from pyrodiff.comparison import compare as compare_results
 from pyrodiff.data import DataSet
-from pyrodiff.runs.evaluation import evaluate_split, identity
-from pyrodiff.serialization.folders import locked
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.result import read_result
-from pyrodiff.training.progress import say
+from pyrodiff.runs import folder as run_folder
+from pyrodiff.runs import own_data, read_run
+from pyrodiff.runs.batches import read_sealed
+from pyrodiff.runs.evaluation import evaluate_split, identity
+from pyrodiff.runs.groups import Model, check_same_data, group, in_order_of_seeds, unique_names
+from pyrodiff.runs.report import folder as report_folder
 from pyrodiff.runs.report.page import write_report
 from pyrodiff.runs.report.text import Report, print_comparison
-from pyrodiff.runs.groups import Model, check_same_data, group, in_order_of_seeds, unique_names
-from pyrodiff.runs import own_data, read_run
 from pyrodiff.runs.settings import ComparisonSettings, EvaluationSettings, read_settings
+from pyrodiff.serialization.folders import locked
+from pyrodiff.training.progress import say
 
 __all__ = ["compare"]
 

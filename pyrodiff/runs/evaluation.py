@@ -22,12 +22,12 @@ from torch import Tensor
 
 import pyrodiff
 from pyrodiff import serialization
-from pyrodiff.runs.batches import Batches, checksum, seal
 from pyrodiff.chains import ReverseChain
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import Estimator, LogLikelihood
-from pyrodiff.runs.terminal import Counter
+from pyrodiff.runs.batches import Batches, checksum, seal
 from pyrodiff.runs.settings import EvaluationSettings
+from pyrodiff.runs.terminal import Counter
 from pyrodiff.runs.workers import share
 
 __all__ = ["evaluate_split", "identity", "load_model", "make_estimator"]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pyrodiff import serialization
-from pyrodiff.runs import batches
 from pyrodiff.checks import check_types, conforms, short
+from pyrodiff.runs import batches
+from pyrodiff.runs.settings import FitSettings, check_unchanged
 from pyrodiff.serialization.files import sweep
 from pyrodiff.serialization.folders import check_free, check_links, locked, remove
 from pyrodiff.training.progress import say
-from pyrodiff.runs.settings import FitSettings, check_unchanged
 
 __all__ = ["check", "opened", "prepare", "read_run", "say_if_unsealed", "sealed"]
 

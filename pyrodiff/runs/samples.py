@@ -18,9 +18,9 @@ from pyrodiff.checks import short
 from pyrodiff.data import Affine
 from pyrodiff.data.prepare import MAX_CLASSES
 from pyrodiff.runs.evaluation import load_model
+from pyrodiff.runs.folder import read_run
 from pyrodiff.runs.pictures import png_mark, samples_png
 from pyrodiff.training.progress import say
-from pyrodiff.runs.folder import read_run
 
 __all__ = ["check_output", "draw"]
 

@@ -8,8 +8,8 @@ import torch
 
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.training.progress import console, progress_bar, say
 from pyrodiff.runs.settings import EvaluationSettings
+from pyrodiff.training.progress import console, progress_bar, say
 
 __all__ = ["Counter", "print_evaluation", "worse_than_uniform"]
 

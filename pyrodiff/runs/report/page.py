@@ -13,10 +13,10 @@ from pathlib import Path
 from string import Template
 
 from pyrodiff import serialization
-from pyrodiff.runs.report import folder as report_folder
 from pyrodiff.comparison import Difference
 from pyrodiff.runs.evaluation import load_model
 from pyrodiff.runs.pictures import samples_png
+from pyrodiff.runs.report import folder as report_folder
 from pyrodiff.runs.report.figures import Figure, draw_figures
 from pyrodiff.runs.report.text import Report, Table, facts, reading, tables, words
 

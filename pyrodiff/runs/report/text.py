@@ -19,9 +19,9 @@ from pyrodiff.comparison import Comparison, Difference
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.plots.style import decimals
-from pyrodiff.training.progress import console
 from pyrodiff.runs.groups import Model
 from pyrodiff.runs.settings import FLAGS, ComparisonSettings, EvaluationSettings
+from pyrodiff.training.progress import console
 
 __all__ = ["Report", "Table", "facts", "print_comparison", "reading", "tables", "words"]
 
