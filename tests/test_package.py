@@ -51,7 +51,7 @@ ResidualMLP ResidualConvNet UNet
 VariationalBound NoiseLoss MeanLoss HybridLoss WeightedLoss variational_term
 TermwiseBound PathBound ImportanceBound ParticleBound ProbabilityFlow SandwichBound
 Dequantized Pilot
-Schedule Denoiser Variance Decoder Objective Estimator LogLikelihood VAE compare compare_models
+Schedule Denoiser Variance Decoder Objective Estimator LogLikelihood Level Step VAE
 """.split()
 """Names that the README and the guide import from ``pyrodiff`` itself."""
 

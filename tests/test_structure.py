@@ -22,7 +22,8 @@ FLOORS = {
     # what everybody may use
     "_version": 0,
     "checks": 0,
-    # tools: noise, arithmetic, λ(u), files
+    # tools: noise, arithmetic, distributions, λ(u), files
+    "distributions": 1,
     "finite": 1,
     "precision": 1,
     "schedules": 1,
