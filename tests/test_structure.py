@@ -36,7 +36,10 @@ FLOORS = {
     "decoders": 3,
     "denoisers": 3,
     "variances": 3,
-    # the two Pyro programs, and how to draw from the model
+    # a chain's parts as plain values and back; the two Pyro programs, and how to draw from them
+    "serialization.catalogue": 4,
+    "serialization.models": 4.1,
+    "serialization.networks": 4.1,
     "samplers": 4,
     "chains": 5,
     # what a model is trained by
@@ -45,15 +48,18 @@ FLOORS = {
     # exact answers
     "oracles": 7,
     # how likely the model finds data
-    "likelihood.arviz": 8.0,
-    "likelihood.result": 8.0,
+    "likelihood.estimates": 8.0,
     "likelihood.statistics": 8.0,
-    "likelihood.estimator": 8.1,
-    "likelihood.paths": 8.2,
-    "likelihood.dequantization": 8.3,
-    "likelihood.flow": 8.3,
-    "likelihood.particles": 8.3,
-    "likelihood.termwise": 8.3,
+    "likelihood.densities": 8.1,
+    "likelihood.samples": 8.1,
+    "likelihood.arviz": 8.2,
+    "likelihood.result": 8.3,
+    "likelihood.estimator": 8.4,
+    "likelihood.paths": 8.5,
+    "likelihood.dequantization": 8.6,
+    "likelihood.flow": 8.6,
+    "likelihood.particles": 8.6,
+    "likelihood.termwise": 8.6,
     "likelihood": 8.9,
     # several models
     "comparison": 9,
