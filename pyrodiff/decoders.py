@@ -241,6 +241,7 @@ def check_data(x_0: object, event_shape: torch.Size, decoder: Decoder, values: b
         raise ValueError(f"Expected floating-point data; got {x_0.dtype}.")
     if not values or not has_values(x_0):
         return
-    if not all(math.isfinite(v) for v in x_0.detach().aminmax()):
+    least, most = x_0.detach().aminmax()
+    if not (math.isfinite(least) and math.isfinite(most)):
         check_finite(x_0)
     decoder.check(x_0)

@@ -102,7 +102,8 @@ class Denoiser(nn.Module, ABC):
         """
         dtype = network_dtype(self.network, x_t.dtype)
         wide = torch.promote_types(dtype, torch.float32)
-        arguments = [x_t.to(dtype), self._time(x_t, level, wide)]
+        time = level.log_snr if self.time == "log_snr" else level.t - 1
+        arguments = [x_t.to(dtype), time.reshape(-1).to(x_t.device, wide).expand(len(x_t))]
         if context is not None:
             foreign = context.is_floating_point() and context.dtype != dtype
             arguments.append(context.to(wide) if foreign else context)
@@ -122,10 +123,6 @@ class Denoiser(nn.Module, ABC):
         if self.clip is not None:
             x0_hat = x0_hat.clamp(*self.clip)
         return Prediction(x0_hat, raw)
-
-    def _time(self, x_t: Tensor, level: Level, dtype: torch.dtype) -> Tensor:
-        time = level.log_snr if self.time == "log_snr" else level.t - 1
-        return time.reshape(-1).to(x_t.device, dtype).expand(len(x_t))
 
 
 class NoiseDenoiser(Denoiser):

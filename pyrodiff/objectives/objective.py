@@ -74,7 +74,8 @@ class Objective(ELBO):
         self, model: ReverseChain, guide: ForwardChain, x_0: Tensor, context: Tensor | None
     ) -> Iterator[Tensor]:
         """Scalars that add up to the loss."""
-        _check_pair(model, guide)
+        if not (isinstance(model, ReverseChain) and guide is model.forward_chain):
+            _check_pair(model, guide)
         # On an accelerator a look at the values would wait for the device at every step.
         on_cpu = not isinstance(x_0, Tensor) or x_0.device.type == "cpu"
         model.check_data(x_0, context, values=on_cpu)

@@ -69,7 +69,7 @@ class Visit:
         """
         reverse, step = self.reverse, self.step
         x0_hat = self.prediction.x0_hat.detach() if stop_mean else self.prediction.x0_hat
-        log_variance = reverse.log_variance(step, self.prediction)
+        log_variance = reverse.variance.log_variance(step, self.prediction.raw_variance)
         terms = gaussian_kl(
             self.x_0 - x0_hat, step.log_small, log_variance, reverse.event_dim, step.c_0
         )
