@@ -75,7 +75,9 @@ def _reference() -> list[Any]:
 def _page(name: str) -> str:
     """A module; of a package, what it defines itself and links to what it passes on."""
     path = PACKAGE.joinpath(*name.split(".")[1:], "__init__.py")
-    if not path.exists() or name == "pyrodiff":
+    if name == "pyrodiff":
+        return _flat_names()
+    if not path.exists():
         return f"::: {name}\n"
     tree = ast.parse(path.read_text("utf-8")).body
     defined = [node.name for node in tree if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
@@ -94,6 +96,21 @@ def _page(name: str) -> str:
     ]
     members = f"    options: {{members: {json.dumps(public) if public else 'false'}}}"
     return "\n".join([f"::: {name}", members, "", "## Names", "", *links, ""])
+
+
+def _flat_names() -> str:
+    """The first page: the names that the package passes on, by the module that defines them."""
+    rows: dict[str, list[str]] = {}
+    for name in pyrodiff.__all__:
+        target = _definition(f"pyrodiff.{name}")
+        if callable(getattr(pyrodiff, name)):
+            room = target.split(".")[1]
+            rows.setdefault(room, []).append(f"[`{name}`][{target}]")
+    table = [
+        f"| [`{room}`][pyrodiff.{room}] | {', '.join(links)} |" for room, links in rows.items()
+    ]
+    header = ["| defined in | names of `pyrodiff` itself |", "|---|---|"]
+    return "\n".join(["::: pyrodiff", "    options: {members: false}", "", *header, *table, ""])
 
 
 class NoUnderscores(Extension):
