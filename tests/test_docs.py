@@ -61,7 +61,7 @@ def test_trainings_are_cut_short() -> None:
 
 
 def test_the_first_example_prints_its_result(capsys: pytest.CaptureFixture[str]) -> None:
-    """In full, at most twelve lines of code.  Other arithmetic changes the value by less than 1e-6 nats."""
+    """In full, twelve lines of code at most.  Other arithmetic moves the value by 1e-6 nats."""
     source, result = blocks(PAGES["README.md"], "python")[0], blocks(PAGES["README.md"], "text")[0]
     assert len([line for line in source.splitlines() if line]) <= 12
     exec(compile(source, "<README>", "exec"), {})  # noqa: S102
