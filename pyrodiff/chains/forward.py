@@ -108,8 +108,8 @@ class ForwardChain(PyroModule):
     def carry(self, x_0: Tensor, exact: bool = False) -> Tensor:
         """x_0 in the dtype that the chain computes in (see ``pyrodiff.precision``).
 
-        Its own, float32 at least, and float64 where λ_1 is more than float32 carries, or where
-        ``exact`` and the device has float64.
+        That is the dtype of x_0, float32 at least; float64 where λ_1 exceeds what float32 carries,
+        or where ``exact`` is set and the device has float64.
         """
         check_tensor(x_0)
         key = (x_0.dtype, x_0.device, exact)
@@ -135,8 +135,8 @@ class ForwardChain(PyroModule):
     def forward(self, x_0: Tensor, context: Tensor | None = None) -> Tensor:
         """The Pyro program: sites ``x_1`` … ``x_T`` given data of shape (N, *event_shape).
 
-        ``context`` is taken, as Pyro hands model and guide the same arguments, and not used:
-        q knows nothing but x_0.  Returns the last site visited.
+        ``context`` is accepted because Pyro passes model and guide the same arguments, and is not
+        used: q depends on x_0 alone.  Returns the last site visited.
         """
         x_0 = self.carry(x_0)
         with pyro.plate("data", len(x_0), dim=-1):

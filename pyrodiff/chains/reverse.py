@@ -170,8 +170,8 @@ class ReverseChain(SavedModel, PyroModule):
     ) -> Tensor:
         """The Pyro program: sites ``x_T`` … ``x_1`` and ``x_0``, observed where data is given.
 
-        Pyro's handlers have an argument of their own named ``context``: through ``SVI``, an ELBO
-        or ``Predictive`` hand it in by position, ``svi.step(x_0, context)``.
+        Pyro's handlers have an argument named ``context`` themselves: with ``SVI``, an ELBO or
+        ``Predictive`` pass it by position, ``svi.step(x_0, context)``.
 
         Args:
             x_0: data of shape (N, *event_shape), or None to run the program generatively.

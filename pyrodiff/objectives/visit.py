@@ -112,12 +112,12 @@ def variational_term(
     Returns:
         nats, shape (N,), in the data's dtype, float32 at least.
 
-    ``torch.func.vmap`` maps it over samples, so that ``vmap(grad(…))`` gives each one's gradient;
-    what can only be checked by a look at numbers is not checked there.
+    ``torch.func.vmap`` maps it over samples, so that ``vmap(grad(…))`` gives the gradient of each;
+    checks that need the numbers themselves are skipped there.
 
     Raises:
         TypeError: data that are no tensor.
-        ValueError: data that the model cannot explain, noise of another shape, t out of range or
+        ValueError: data outside the model's support, noise of another shape, t out of range or
             not integers.
     """
     reverse.check_data(x_0, context)
