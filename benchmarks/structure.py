@@ -1,4 +1,4 @@
-"""The structure of the package in figures: `python benchmarks/structure.py [--package DIR]`.
+"""The structure of the package in figures: `python benchmarks/structure.py [--package TREE]`.
 
 What is counted, and how:
 
@@ -28,12 +28,15 @@ import              seconds and modules of ``import pyrodiff``, of its flat name
 
 import argparse
 import ast
+import contextlib
+import io
 import json
 import os
 import re
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -521,6 +524,7 @@ def levels(graph: dict[str, set[str]]) -> dict[str, int]:
 def draw(panels: dict[str, dict[str, Module]], path: Path) -> None:
     """The rooms of each tree with the imports between them; circles in red."""
     import matplotlib
+    from PIL import Image
 
     matplotlib.use("agg")
     from matplotlib import pyplot
@@ -529,9 +533,12 @@ def draw(panels: dict[str, dict[str, Module]], path: Path) -> None:
     for axis, (title, modules) in zip(axes[0], panels.items(), strict=True):
         _draw_tree(axis, title, modules)
     figure.tight_layout(w_pad=3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, facecolor="white", metadata={"Software": None})
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100, facecolor="white")
     pyplot.close(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    few = Image.open(buffer).convert("RGB").quantize(160, Image.Quantize.MAXCOVERAGE)
+    few.save(path, optimize=True)  # a quarter of the size
 
 
 WIDTH, ROW = 100.0, 5  # of a panel; rooms in a row
@@ -625,14 +632,25 @@ def _draw_tree(axis: Any, title: str, modules: dict[str, Module]) -> None:
 # -- the command -----------------------------------------------------------------------------------
 
 
-def _named_folders(values: list[str]) -> dict[str, Path]:
-    pairs = (value.partition("=") for value in values)
-    return {name: Path(folder).resolve() for name, _, folder in pairs}
+@contextlib.contextmanager
+def tree(place: str) -> Iterator[Path]:
+    """The package in a folder, or as it was at a commit."""
+    if Path(place).is_dir():
+        yield Path(place).resolve()
+        return
+    with tempfile.TemporaryDirectory() as work:
+        command = ["git", "-C", str(ROOT), "archive", place, PACKAGE]
+        archive = subprocess.run(command, capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(archive)) as files_of_the_commit:
+            files_of_the_commit.extractall(work, filter="data")
+        yield Path(work) / PACKAGE
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--package", default=str(ROOT / PACKAGE), help="the tree to measure")
+    parser.add_argument(
+        "--package", default=str(ROOT / PACKAGE), help="the tree to measure: a folder or a commit"
+    )
     parser.add_argument("--name", default="after", help="what the tree is called in FILE")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to this file")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the imports")
@@ -640,14 +658,19 @@ def main() -> None:
         "--beside",
         action="append",
         default=[],
-        metavar="TITLE=DIR",
-        help="a tree to the left of it in the picture",
+        metavar="TITLE=TREE",
+        help="a tree (folder or commit) to the left of it in the picture",
     )
     parser.add_argument("--title", default="now", help="the tree's title in the picture")
     parser.add_argument("--rounds", type=int, default=7, help="of import times")
     parser.add_argument("--list", action="store_true", help="say where the counted places are")
     options = parser.parse_args()
-    folder = Path(options.package).resolve()
+    with tree(options.package) as folder:
+        report(folder, options)
+
+
+def report(folder: Path, options: argparse.Namespace) -> None:
+    """What the options ask for, of one tree."""
     modules = read_package(folder)
     if options.list:
         for count in (positional_calls, private_imports, private_attributes):
@@ -659,8 +682,11 @@ def main() -> None:
             stored = json.loads(options.json.read_text()) if options.json.exists() else {}
             options.json.write_text(json.dumps(stored | {options.name: figures}, indent=1) + "\n")
     if options.figure is not None:
-        trees = {name: read_package(f) for name, f in _named_folders(options.beside).items()}
-        draw(trees | {options.title: modules}, options.figure)
+        panels = {}
+        for title, _, place in (value.partition("=") for value in options.beside):
+            with tree(place) as other:
+                panels[title] = read_package(other)
+        draw(panels | {options.title: modules}, options.figure)
 
 
 if __name__ == "__main__":

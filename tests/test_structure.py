@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -137,6 +138,18 @@ def test_every_module_has_a_floor() -> None:
 @until_files_are_split
 def test_every_floor_has_a_module() -> None:
     none(FLOORS.keys() - {prefix(name) for name in MODULES})
+
+
+def test_the_page_has_the_same_floors() -> None:
+    page = (ROOT / "docs" / "layout.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", page, re.MULTILINE)
+    floors = {
+        name.removesuffix("/"): int(floor)
+        for floor, names in rows
+        for name in re.findall(r"`([\w./]+)`", names)
+    }
+    assert floors == {name: int(FLOORS[name]) for name in floors}
+    none({name for name in FLOORS if name.isalpha()} - floors.keys())
 
 
 @until_files_are_split
