@@ -39,8 +39,8 @@ FLOORS = {
     "variances": 3,
     # a chain's parts as plain values and back; the two Pyro programs, and how to draw from them
     "serialization.catalogue": 4,
-    "serialization.models": 4.1,
     "serialization.networks": 4.1,
+    "serialization.models": 4.2,
     "samplers": 4,
     "chains": 5,
     # what a model is trained by
@@ -71,7 +71,7 @@ FLOORS = {
     "training": 12,
     "runs": 13,
     "cli": 14,
-    "__main__": 14,
+    "__main__": 14.1,
     # the flat names, each loaded when it is first used
     "": 15,
 }
