@@ -123,6 +123,25 @@ def test_a_new_part_takes_under_thirty_lines(name: str) -> None:
     assert any(".save(" in block and ".load(" in block for block in others)
 
 
+HOOKS = {
+    "Schedule": ["log_snr", "table"],
+    "Denoiser": ["x0_hat"],
+    "Variance": ["log_variance", "learned"],
+    "Objective": ["terms", "constant", "default_timesteps", "check_model"],
+    "Estimator": ["estimate_batch", "check", "samples_per_batch"],
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_are_public_and_explained(kind: str) -> None:
+    """What a part of one's own overrides has a docstring and stands on its page."""
+    base, page = getattr(pyrodiff, kind), PAGES[f"docs/howto/{kind.lower()}.md"]
+    for name in HOOKS[kind]:
+        assert re.search(rf"\b{name}\b", page), name
+        method = getattr(base, name, None)
+        assert not callable(method) or method.__doc__, name
+
+
 @every_page
 def test_pages_use_public_names(page: str) -> None:
     """No name with an underscore, but methods of Python's own and the ``_`` of a loop."""
