@@ -85,11 +85,11 @@ LONG_FUNCTIONS: dict[str, str] = {}
 
 
 def _structure() -> ModuleType:
-    path = ROOT / "benchmarks" / "structure.py"
-    specification = importlib.util.spec_from_file_location("structure", path)
+    path = ROOT / "benchmarks" / "structure_source.py"
+    specification = importlib.util.spec_from_file_location("structure_source", path)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    sys.modules["structure"] = module  # dataclasses look their module up
+    sys.modules["structure_source"] = module  # dataclasses look their module up
     specification.loader.exec_module(module)
     return module
 
