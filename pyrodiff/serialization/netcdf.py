@@ -2,8 +2,8 @@
 
 HDF5, which netCDF-4 is made of, allows bytes after its content.  There pyrodiff writes the SHA-256
 of all that precedes, so that damage is noticed before HDF5 sees the file; other programs ignore it.
-A file without a checksum, which another program wrote, is read as it is.  No file can ask for more memory
-than its own size: its arrays are neither compressed nor stored elsewhere.
+A file without a checksum, which another program wrote, is read as it is.  No file can ask for more
+memory than its own size: its arrays are neither compressed nor stored elsewhere.
 """
 
 import hashlib
