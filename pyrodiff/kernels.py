@@ -172,7 +172,16 @@ def steps(log_snr: Tensor) -> Step:
     log_small = torch.cat([log_small[1:2] if len(log_snr) > 1 else log_large[:1], log_small[1:]])
     alpha, sigma = marginal_coefficients(log_snr)
     t = torch.arange(1, len(log_snr) + 1, dtype=log_snr.dtype)
-    return Step(t, log_snr, alpha, sigma, c_0, c_t, log_small, log_large)
+    return Step(
+        t=t,
+        log_snr=log_snr,
+        alpha=alpha,
+        sigma=sigma,
+        c_0=c_0,
+        c_t=c_t,
+        log_small=log_small,
+        log_large=log_large,
+    )
 
 
 class StepTable:

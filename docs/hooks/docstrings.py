@@ -31,7 +31,7 @@ def _prose(text: str) -> str:
 
 def _table(lines: list[str]) -> str:
     """A table whose columns are those of its rules of =."""
-    edges = [found.start() for found in re.finditer(r"=+", lines[0])]
+    edges = [rule.start() for rule in re.finditer(r"=+", lines[0])]
     pairs = list(zip(edges, [*edges[1:], None], strict=True))
     rows = [[line[a:b].strip() for a, b in pairs] for line in lines if not line.startswith("==")]
     rows.insert(1, ["---"] * len(edges))

@@ -29,54 +29,60 @@ VERBATIM = re.compile(r"(<(pre|code|script|style|svg)\b.*?</\2>|<[^>]*>)", re.DO
 
 def modules() -> dict[str, str]:
     """Page of the reference by the name of the module; a package's page comes first in its own."""
-    found = {}
+    pages = {}
     for path in sorted(PACKAGE.rglob("*.py"), key=lambda p: (p.parent, p.stem != "__init__", p)):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         names = [part for part in parts if part != "__init__"]
         if not any(name.startswith("_") for name in names):
             last = "index" if parts[-1] == "__init__" else parts[-1]
-            page = "/".join(["reference", *parts[:-1], f"{last}.md"])
-            found[".".join(["pyrodiff", *names])] = page
-    return found
+            pages[".".join(["pyrodiff", *names])] = "/".join(
+                ["reference", *parts[:-1], f"{last}.md"]
+            )
+    return pages
 
 
 def notebooks() -> dict[str, str]:
     """Path of each notebook by its title."""
-    found = {}
+    paths = {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text("utf-8"))["cells"]
         text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-        title = re.search(r"^# (.+)$", text, re.MULTILINE)
-        name = title[1] if title else path.stem
-        found[name.replace("`", "")] = path.relative_to(ROOT).as_posix()
-    return found
+        heading = re.search(r"^# (.+)$", text, re.MULTILINE)
+        title = heading[1] if heading else path.stem
+        paths[title.replace("`", "")] = path.relative_to(ROOT).as_posix()
+    return paths
 
 
 def _reference() -> list[Any]:
     """Modules as entries of the navigation, those of a package in a section of their own."""
-    entries: dict[str, Any] = {}
+    sections: dict[str, list[Any]] = {"": []}
     for name, page in modules().items():
         if name == "pyrodiff":
             continue
         _, *above, last = name.split(".")
-        if above:
-            entries[above[0]].append({last: page})
+        if page.endswith("/index.md"):
+            sections[name] = [page]
+            entry = {last: sections[name]}
         else:
-            entries[last] = [page] if page.endswith("/index.md") else page
-    public = [{name: entries[name]} for name in sorted(entries) if name in dir(pyrodiff)]
-    rest = [{name: entries[name]} for name in sorted(entries) if name not in dir(pyrodiff)]
-    return [modules()["pyrodiff"], *public, {"Behind the scenes": rest}]
+            entry = {last: page}
+        sections[".".join(["pyrodiff", *above]) if above else ""].append(entry)
+    entries = sorted(sections[""], key=lambda entry: next(iter(entry)))
+    public = [entry for entry in entries if next(iter(entry)) in dir(pyrodiff)]
+    others = [entry for entry in entries if entry not in public]
+    return [modules()["pyrodiff"], *public, {"Internal modules": others}]
 
 
 def _page(name: str) -> str:
     """A module; of a package, what it defines itself and links to what it passes on."""
     path = PACKAGE.joinpath(*name.split(".")[1:], "__init__.py")
-    if not path.exists() or name == "pyrodiff":
+    if name == "pyrodiff":
+        return _flat_names()
+    if not path.exists():
         return f"::: {name}\n"
     tree = ast.parse(path.read_text("utf-8")).body
-    own = [node.name for node in tree if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    public = [found for found in own if not found.startswith("_")]
-    taken = {
+    defined = [node.name for node in tree if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    public = [definition for definition in defined if not definition.startswith("_")]
+    imported = {
         alias.name: f"{node.module}.{alias.name}"
         for node in tree
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(name)
@@ -84,12 +90,27 @@ def _page(name: str) -> str:
     }
     module = importlib.import_module(name)
     links = [
-        f"- [`{name}.{each}`][{taken[each]}]"
-        for each in module.__all__
-        if each in taken and callable(getattr(module, each))
+        f"- [`{name}.{exported}`][{_definition(imported[exported])}]"
+        for exported in getattr(module, "__all__", ())
+        if exported in imported and callable(getattr(module, exported))
     ]
     members = f"    options: {{members: {json.dumps(public) if public else 'false'}}}"
     return "\n".join([f"::: {name}", members, "", "## Names", "", *links, ""])
+
+
+def _flat_names() -> str:
+    """The first page: the names that the package passes on, by the module that defines them."""
+    rows: dict[str, list[str]] = {}
+    for name in pyrodiff.__all__:
+        target = _definition(f"pyrodiff.{name}")
+        if callable(getattr(pyrodiff, name)):
+            room = target.split(".")[1]
+            rows.setdefault(room, []).append(f"[`{name}`][{target}]")
+    table = [
+        f"| [`{room}`][pyrodiff.{room}] | {', '.join(links)} |" for room, links in rows.items()
+    ]
+    header = ["| defined in | names of `pyrodiff` itself |", "|---|---|"]
+    return "\n".join(["::: pyrodiff", "    options: {members: false}", "", *header, *table, ""])
 
 
 class NoUnderscores(Extension):
@@ -102,8 +123,8 @@ class NoUnderscores(Extension):
 def on_config(config: Any) -> Any:
     config.markdown_extensions.append(NoUnderscores())
     start, *rest = config.nav
-    found = [{title: path} for title, path in notebooks().items()]
-    tutorials = [{"Tutorials": found}] if found else []
+    lessons = [{title: path} for title, path in notebooks().items()]
+    tutorials = [{"Tutorials": lessons}] if lessons else []
     config.nav = [start, *tutorials, *rest, {"Reference": _reference()}]
     return config
 
@@ -121,36 +142,37 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Names of the library in the notes' tables become links into the reference."""
     if page.file.src_uri != "notes_to_code.md":
         return markdown
-    return re.sub(r"`(pyrodiff(?:\.\w+)+)`", lambda found: _link(found[1]), markdown)
+    return re.sub(r"`(pyrodiff(?:\.\w+)+)`", lambda match: _link(match[1]), markdown)
 
 
 def _link(name: str) -> str:
-    target = name
-    for short in ("ForwardChain", "ReverseChain"):
-        target = target.replace(f"pyrodiff.{short}", f"pyrodiff.chains.{short}")
-    return f"[`{name}`][{_home(target)}]"
+    return f"[`{name}`][{_definition(name)}]"
 
 
-def _home(name: str) -> str:
-    """The full name of what a package passes on: the reference has it where it is defined."""
-    module, _, last = name.rpartition(".")
-    found = getattr(importlib.import_module(module), last, None) if module in modules() else None
-    home = getattr(found, "__module__", module)
-    return f"{home}.{last}" if home.startswith("pyrodiff.") else name
+def _definition(name: str) -> str:
+    """The name under which the reference has it: that of the module in which it is defined."""
+    path = name.split(".")
+    count = max(n for n in range(1, len(path) + 1) if ".".join(path[:n]) in modules())
+    module = importlib.import_module(".".join(path[:count]))
+    if count < len(path):
+        home = getattr(getattr(module, path[count], None), "__module__", None) or ""
+        if home.startswith("pyrodiff."):
+            return ".".join([home, *path[count:]])
+    return name
 
 
 def mathml(tex: str, display: bool) -> str:
     one_line = " ".join(html.unescape(tex).split("\n")).strip()  # "\\" at a line's end is a space
-    found = convert(one_line, display="block" if display else "inline")
-    if "\\" in found:
+    converted = convert(one_line, display="block" if display else "inline")
+    if "\\" in converted:
         raise ValueError(f"Expected a formula that converts as a whole; got {tex!r}.")
     return re.sub(
-        r"(?<!<msu.>)(<mi>(?:log|exp)</mi>)(?=<m[isn])", r"\1<mspace width='0.17em'/>", found
+        r"(?<!<msu.>)(<mi>(?:log|exp)</mi>)(?=<m[isn])", r"\1<mspace width='0.17em'/>", converted
     )
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
-    content = MATH.sub(lambda found: mathml(found[2], found[1] == "div"), content)
+    content = MATH.sub(lambda match: mathml(match[2], match[1] == "div"), content)
     if page.file.src_uri.endswith(".ipynb"):
         content = _notebook(content)
     return CELL.sub(lambda cell: CODE.sub(_breakable, cell[0]), content)

@@ -46,7 +46,8 @@ class Visit:
         """The visit of steps ``t`` with given noise."""
         step = reverse.step(t, x_0)
         x_t = step.noised(x_0, noise)
-        return cls(reverse, x_0, t, step, x_t, reverse.predict(x_t, step, context))
+        prediction = reverse.predict(x_t, step, context)
+        return cls(reverse=reverse, x_0=x_0, t=t, step=step, x_t=x_t, prediction=prediction)
 
     def squared_error(self) -> Tensor:
         """‖x_0 − x̂_0‖², shape (N,)."""
