@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pyrodiff import data, training
-from pyrodiff.runs import build as recipes
+from pyrodiff.runs.build import make_model, make_objective
 from pyrodiff.runs.settings import FitSettings, recipe
 from pyrodiff.serialization import files
 from pyrodiff.training import callbacks, checkpoints
@@ -35,12 +35,12 @@ TINY = FitSettings(
     width=8,
     blocks=1,
     num_steps=20,
-    evaluations=16,
-    validation_evaluations=8,
+    calls=16,
+    validation_calls=8,
     batch_size=32,
 )
-OPTIONS = "--validate_every 10 --width 16 --num_steps 50 --evaluations 16 "
-OPTIONS += "--validation_evaluations 8 --batch_size 32 --quiet"
+OPTIONS = "--validate_every 10 --width 16 --num_steps 50 --calls 16 "
+OPTIONS += "--validation_calls 8 --batch_size 32 --quiet"
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def points() -> data.DataSet:
 def fit(dataset: data.DataSet, folder: Path, settings: FitSettings = TINY, **options: Any) -> Any:
     settings = recipe(settings, image=dataset.is_image, levels=dataset.levels)
     torch.manual_seed(settings.seed)
-    reverse = recipes.make_model(settings, dataset.event_shape, dataset.levels)
-    objective = recipes.make_objective(settings)
+    reverse = make_model(settings, dataset.event_shape, dataset.levels)
+    objective = make_objective(settings)
     return training.fit(reverse, objective, dataset, settings, folder, progress=False, **options)
 
 

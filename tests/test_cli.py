@@ -10,15 +10,16 @@ import pytest
 import torch
 import yaml
 
-from pyrodiff.cli import _underscored, main, make_parser
+from pyrodiff.cli import main, make_parser, normalised
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.runs import build as recipes
-from pyrodiff.runs.settings import CHOICES, FitSettings, recipe
-from pyrodiff.runs.terminal import worse_than_uniform
+from pyrodiff.runs.build import make_network
+from pyrodiff.runs.choices import CHOICES
+from pyrodiff.runs.settings import FitSettings, recipe
+from pyrodiff.runs.summary import worse_than_uniform
 from pyrodiff.serialization import describe
 
-TINY = "--steps 30 --validate_every 10 --width 16 --num_steps 50 --evaluations 16 "
-TINY += "--validation_evaluations 8 --batch_size 32 --quiet"
+TINY = "--steps 30 --validate_every 10 --width 16 --num_steps 50 --calls 16 "
+TINY += "--validation_calls 8 --batch_size 32 --quiet"
 FILES = {"config.yaml", "model.safetensors", "metrics.csv", "evaluation.nc", "samples.png"}
 FILES |= {"terms.png", "checkpoints"}
 
@@ -63,10 +64,10 @@ def refused(capsys: pytest.CaptureFixture[str], status: int, *parts: str) -> Non
         ("fit digits --objective vlbx", ("objective", "'vlbx'", "did you mean 'vlb'?")),
         ("fit digit", ("Expected one of", "got 'digit'", "did you mean 'digits'?")),
         ("fit none.csv", ("Expected a file or folder", "none.csv")),
-        ("fit digits --num_steps 0", ("Expected num_steps > 0; got 0",)),
+        ("fit digits --num_steps 0", ("num_steps to be an integer >= 1; got 0.",)),
         ("fit digits --weight-decay -1", ("Expected weight_decay >= 0; got -1.0",)),
-        ("fit digits --learning-rate .inf", ("Expected learning_rate > 0; got inf",)),
-        ("fit digits --evaluations 1", ("Expected evaluations >= 2; got 1",)),
+        ("fit digits --learning-rate .inf", ("learning_rate to be positive and finite; got inf",)),
+        ("fit digits --calls 1", ("Expected calls to be an integer >= 2; got 1.",)),
         ("fit digits --decoder gaussian", ("Expected decoder categorical or discretized",)),
         ("fit digits --schedule cosine --log-snr-max 5", ("log_snr_max with schedule 'log-snr'",)),
         ("fit moons --schedule linear --log-snr-min -5", ("log_snr_min with schedule 'log-snr'",)),
@@ -80,15 +81,18 @@ def refused(capsys: pytest.CaptureFixture[str], status: int, *parts: str) -> Non
         ("evaluate none --split tests", ("Expected split to be one of", "'tests'")),
         ("evaluate none --estimator imprtance", ("did you mean 'importance'?",)),
         ("evaluate none --estimator path --std-error 0.1", ("'path' (particles)", "std_error")),
-        ("evaluate none --estimator flow --evaluations=8", ("'flow' (particles)", "evaluations")),
-        ("evaluate none --particles 8", ("'termwise' (evaluations, std_error)", "particles = 8")),
-        ("evaluate none --std-error 0.1 --evaluations 8", ("got both, 8 and 0.1",)),
-        ("evaluate none --std-error 0", ("Expected std_error > 0; got 0.0",)),
-        ("evaluate none --evaluations 1", ("Expected evaluations >= 2; got 1",)),
-        ("evaluate none --estimator path --particles 0", ("Expected particles >= 1; got 0",)),
-        ("evaluate none --batch-size 0", ("Expected batch_size >= 1; got 0",)),
-        ("evaluate none --limit 0", ("Expected limit >= 1; got 0",)),
-        ("evaluate none --processes 0", ("Expected processes >= 1; got 0",)),
+        ("evaluate none --estimator flow --calls=8", ("'flow' (particles)", "calls = 8")),
+        ("evaluate none --particles 8", ("'termwise' (calls, std_error)", "particles = 8")),
+        ("evaluate none --std-error 0.1 --calls 8", ("got both, 8 and 0.1",)),
+        ("evaluate none --std-error 0", ("Expected std_error to be positive and finite; got 0.0",)),
+        ("evaluate none --calls 1", ("Expected calls to be an integer >= 2; got 1.",)),
+        (
+            "evaluate none --estimator path --particles 0",
+            ("particles to be an integer >= 1; got 0.",),
+        ),
+        ("evaluate none --batch-size 0", ("Expected batch_size to be an integer >= 1; got 0.",)),
+        ("evaluate none --limit 0", ("Expected limit to be an integer >= 1; got 0.",)),
+        ("evaluate none --processes 0", ("Expected processes to be an integer >= 1; got 0.",)),
         ("sample none", ("Expected a run's folder; got 'none'",)),
     ],
 )
@@ -124,7 +128,7 @@ def network_of(arguments: str, *, image: bool = True) -> torch.nn.Module:
     names = FitSettings.__dataclass_fields__
     settings = FitSettings(**{name: options[name] for name in names})
     settings = recipe(settings, image=image, levels=17 if image else None)
-    return recipes.make_network(settings, (1, 8, 8) if image else (2,), 17 if image else None, 0)
+    return make_network(settings, (1, 8, 8) if image else (2,), 17 if image else None, 0)
 
 
 @pytest.mark.parametrize("network", CHOICES["network"])
@@ -156,10 +160,10 @@ def test_network_brings_its_own_defaults() -> None:
 
 
 def test_short_chain_needs_no_other_option(tmp_path: Path) -> None:
-    """The default evaluations are more than twice as many as the steps."""
+    """The default calls are more than twice as many as the steps."""
     folder, few = tmp_path / "run", "--steps 2 --width 8 --validate-every 2 --quiet"
     assert main(f"fit mixture --num-steps 20 --output {folder} {few}".split()) == 0
-    assert yaml.safe_load((folder / "config.yaml").read_text())["fit"]["evaluations"] == 128
+    assert yaml.safe_load((folder / "config.yaml").read_text())["fit"]["calls"] == 128
 
 
 def test_model_worse_than_a_uniform_code_says_so(tmp_path: Path, capsys) -> None:
@@ -196,7 +200,7 @@ def test_config_file_gives_the_same_settings(tmp_path: Path) -> None:
 def test_options_may_be_written_with_dashes() -> None:
     """Names alone are changed: values and paths keep their dashes."""
     dashes = ["evaluate", "a-run", "--std-error=-1e-3", "--batch-size", "8", "--data", "my-data"]
-    argument = [_underscored(a) for a in dashes]
+    argument = [normalised(a) for a in dashes]
     assert argument == [
         *("evaluate", "a-run", "--std_error=-1e-3", "--batch_size", "8", "--data", "my-data")
     ]

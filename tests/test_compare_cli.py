@@ -17,21 +17,20 @@ import numpy as np
 import pytest
 import torch
 
-import pyrodiff
 from pyrodiff import data, serialization
 from pyrodiff import runs as runs_module
 from pyrodiff.cli import main
 from pyrodiff.comparison import compare, compare_models
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood, PathBound
-from pyrodiff.runs.build import make_model
+from pyrodiff.runs.build import load_model, make_model
 from pyrodiff.runs.comparison import compare as compare_runs
-from pyrodiff.runs.evaluation import evaluate_split, load_model
+from pyrodiff.runs.dataset import describe, load_source
 from pyrodiff.runs.groups import group, unique_names
 from pyrodiff.runs.report.folder import GENERATOR
 from pyrodiff.runs.settings import EvaluationSettings, FitSettings, recipe
 
-TINY = {"network": "mlp", "width": 8, "blocks": 1, "num_steps": 12, "evaluations": 16}
-TINY["validation_evaluations"] = 8
+TINY = {"network": "mlp", "width": 8, "blocks": 1, "num_steps": 12, "calls": 16}
+TINY["validation_calls"] = 8
 EVIL = "<script>alert(1)&$x_"
 
 
@@ -39,7 +38,7 @@ def write(source: object, folder: Path, data_seed: int = 0, **options: Any) -> P
     """A run as ``fit`` writes it, but of an untrained model; with an evaluation of 20 samples."""
     context = options.pop("context", None)
     held = {"source": str(source), "seed": data_seed, "context": context}
-    dataset = runs_module._load(held)
+    dataset = load_source(held)
     settings = FitSettings(**(TINY | options))
     settings = recipe(settings, image=dataset.is_image, levels=dataset.levels)
     torch.manual_seed(settings.seed + 10 * (settings.objective == "simple"))
@@ -47,7 +46,7 @@ def write(source: object, folder: Path, data_seed: int = 0, **options: Any) -> P
     reverse = make_model(settings, dataset.event_shape, dataset.levels, context_size=size)
     for weights in reverse.parameters():  # an untrained network's output may be zero
         weights.data += 0.02 * torch.randn_like(weights)
-    described = held | runs_module._describe(dataset)
+    described = held | describe(dataset)
     config = {"model": reverse.config(), "data": described, "fit": settings.to_dict()}
     serialization.write_config(folder / "config.yaml", config)
     serialization.write_weights(folder / "model.safetensors", reverse.state_dict())
@@ -154,11 +153,11 @@ def test_common_noise_cancels(runs: dict[str, Path], tmp_path: Path, monkeypatch
 
 def test_termwise_takes_the_runs_own_number(runs: dict[str, Path], tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    more = write("digits", tmp_path / "more", evaluations=20)
+    more = write("digits", tmp_path / "more", calls=20)
     assert main(["compare", str(runs["b"]), str(more), "--limit=9", "--repeats=1", "--quiet"]) == 0
     assert Path("comparison/terms.png").is_file()
     text = Page(Path("comparison.html").read_text("utf-8")).text
-    assert "--evaluations=16 --limit=9 --repeats=1" in text and "16 network calls" in text
+    assert "--calls=16 --limit=9 --repeats=1" in text and "16 network calls" in text
     assert "unknown" in text and "Monte Carlo part of a difference is unknown" in text
 
 
@@ -346,9 +345,9 @@ def test_names() -> None:
 
 def test_fit_takes_a_seed_of_the_data(tmp_path: Path, monkeypatch) -> None:
     """The split is that of the data's seed, the training seed stays its own."""
-    stub = SimpleNamespace(fit=lambda *_, **__: None)
-    monkeypatch.setitem(vars(pyrodiff), "training", stub)  # Lightning takes long to come
-    monkeypatch.setattr(runs_module, "_finish", lambda *_: None)
+    stub = SimpleNamespace(fit=lambda *_, **__: None)  # Lightning takes long to import
+    monkeypatch.setattr("pyrodiff.runs.fitting.training", stub)
+    monkeypatch.setattr("pyrodiff.runs.fitting.evaluate_dataset", lambda *_, **__: None)
     for name, more in (("one", ["--data-seed", "5"]), ("other", [])):
         options = ["--output", str(tmp_path / name), "--seed", "3", "--width", "8", "--quiet"]
         assert main(["fit", "moons", *options, *more]) == 0

@@ -23,8 +23,10 @@ import yaml
 from pyrodiff import data, runs
 from pyrodiff.cli import main
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood, PathBound, TermwiseBound
-from pyrodiff.runs.evaluation import evaluate_split, load_model, make_estimator
-from pyrodiff.runs.settings import ESTIMATORS, EvaluationSettings
+from pyrodiff.runs.build import load_model, make_estimator
+from pyrodiff.runs.choices import ESTIMATORS
+from pyrodiff.runs.settings import EvaluationSettings
+from pyrodiff.runs.splits import evaluate_split
 from pyrodiff.runs.workers import share
 
 TINY = "--network mlp --width 8 --blocks 1 --steps 4 --validate_every 2 --num_steps 12 --quiet "
@@ -122,7 +124,7 @@ def test_what_is_learned_is_never_learned_from_what_is_scored(
     monkeypatch.setattr("pyrodiff.likelihood.termwise.pilot.Pilot.run", ask)
     folder = shutil.copytree(run, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        evaluate_split(folder, digits, EvaluationSettings(evaluations=8, split=split), quiet=True)
+        evaluate_split(folder, digits, EvaluationSettings(calls=8, split=split), quiet=True)
     ((x, context),) = asked
     assert torch.equal(x, getattr(digits, other))
     assert torch.equal(context, getattr(digits, f"{other}_context"))
@@ -211,9 +213,9 @@ def test_resume_refuses_other_settings(run: Path, monkeypatch, capsys) -> None:
     held = yaml.safe_load((parts / "settings.yaml").read_text())
     assert held["particles"] == 2 and held["samples"] == 12 and held["data"] == "digits"
     for other, said in (
-        (["--seed", "1"], "another seed: 1, it has 0"),
-        (["--particles", "3"], "another particles: 3, it has 2"),
-        (["--batch-size", "8", "--seed", "2"], "batch_size: 8, it has 4; seed: 2, it has 0"),
+        (["--seed", "1"], "seed: 1 instead of 0"),
+        (["--particles", "3"], "particles: 3 instead of 2"),
+        (["--batch-size", "8", "--seed", "2"], "batch_size: 8 instead of 4; seed: 2 instead of 0"),
     ):
         assert main([*command, *other, "--resume"]) == 2
         assert said in capsys.readouterr().err
@@ -301,7 +303,7 @@ def test_dead_worker_keeps_finished_batches(run: Path, monkeypatch, capsys) -> N
 
     command = ["evaluate", str(run), "--estimator", "path", "--limit", "8", "--batch-size", "4"]
     command += ["--processes", "2", "--quiet"]
-    monkeypatch.setattr("pyrodiff.runs.evaluation.share", dying)
+    monkeypatch.setattr("pyrodiff.runs.splits.share", dying)
     assert main(command) == 2
     assert "--resume goes on with it" in capsys.readouterr().err
     folder = run / "evaluation" / "test-path"

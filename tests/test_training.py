@@ -28,22 +28,24 @@ from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import LogLikelihood, TermwiseBound
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.objectives import NoiseLoss
-from pyrodiff.runs import build as recipes
-from pyrodiff.runs.settings import CHOICES, FitSettings, recipe
+from pyrodiff.runs.build import make_model, make_objective
+from pyrodiff.runs.choices import CHOICES
+from pyrodiff.runs.settings import FitSettings, recipe
 from pyrodiff.schedules import LogSNRSchedule
-from pyrodiff.training import SeededBatches, callbacks
+from pyrodiff.training import SeededBatches, Validations
+from pyrodiff.training.loop import without_advice
 
 TINY = FitSettings(
     steps=30,
     validate_every=10,
     width=16,
     num_steps=50,
-    evaluations=16,
-    validation_evaluations=8,
+    calls=16,
+    validation_calls=8,
     batch_size=32,
 )
-OPTIONS = "--steps 30 --validate_every 10 --width 16 --num_steps 50 --evaluations 16 "
-OPTIONS += "--validation_evaluations 8 --batch_size 32 --quiet"
+OPTIONS = "--steps 30 --validate_every 10 --width 16 --num_steps 50 --calls 16 "
+OPTIONS += "--validation_calls 8 --batch_size 32 --quiet"
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +61,8 @@ def points() -> data.DataSet:
 def fit(dataset: data.DataSet, settings: FitSettings, folder: Path, **options: Any) -> ReverseChain:
     settings = recipe(settings, image=dataset.is_image, levels=dataset.levels)
     torch.manual_seed(settings.seed)
-    reverse = recipes.make_model(settings, dataset.event_shape, dataset.levels)
-    objective = recipes.make_objective(settings)
+    reverse = make_model(settings, dataset.event_shape, dataset.levels)
+    objective = make_objective(settings)
     return training.fit(reverse, objective, dataset, settings, folder, progress=False, **options)
 
 
@@ -164,8 +166,8 @@ def test_learning_rate_warms_up_and_falls(
 def test_weights_decay_and_biases_and_norms_do_not(points: data.DataSet) -> None:
     """Without a gradient AdamW does nothing but decay."""
     settings = recipe(replace(TINY, weight_decay=0.5), image=False, levels=None)
-    reverse = recipes.make_model(settings, points.event_shape, None)
-    module = training.DiffusionModule(reverse, recipes.make_objective(settings), settings)
+    reverse = make_model(settings, points.event_shape, None)
+    module = training.DiffusionModule(reverse, make_objective(settings), settings)
     optimizer = module.configure_optimizers()["optimizer"]
     before = {}
     for name, p in module.named_parameters():
@@ -199,7 +201,7 @@ def gradients(accumulate: int, count: int) -> torch.Tensor:
             seen.append(float(network.last.bias.grad))
 
     samples = torch.utils.data.TensorDataset(torch.ones(count * accumulate, 1))
-    with training._without_advice():
+    with without_advice():
         trainer = lightning.Trainer(
             max_steps=count,
             accumulate_grad_batches=accumulate,
@@ -230,8 +232,8 @@ def test_every_step_micro_batch_and_rank_has_noise_of_its_own(
     points: data.DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = recipe(TINY, image=False, levels=None)
-    reverse = recipes.make_model(settings, points.event_shape, None)
-    module = training.DiffusionModule(reverse, recipes.make_objective(settings), settings)
+    reverse = make_model(settings, points.event_shape, None)
+    module = training.DiffusionModule(reverse, make_objective(settings), settings)
     cluster = SimpleNamespace(accumulate_grad_batches=3, global_step=0, global_rank=0)
     for name in ("trainer", "global_step", "global_rank"):
         value = property(lambda _, name=name: getattr(cluster, name, cluster))
@@ -253,8 +255,8 @@ def test_validation_does_not_depend_on_batches(
     points: data.DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = recipe(TINY, image=False, levels=None)
-    reverse = recipes.make_model(settings, points.event_shape, None)
-    module = training.DiffusionModule(reverse, recipes.make_objective(settings), settings)
+    reverse = make_model(settings, points.event_shape, None)
+    module = training.DiffusionModule(reverse, make_objective(settings), settings)
     monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
     losses = []
     for size in (30, 7):
@@ -276,7 +278,7 @@ def scaled(dataset: data.DataSet, factor: float) -> data.DataSet:
 
 def bound(reverse: ReverseChain, dataset: data.DataSet, settings: FitSettings) -> float:
     """The validation bound, bits per dimension, for the units of the data as given."""
-    estimator = TermwiseBound(settings.validation_evaluations)
+    estimator = TermwiseBound(settings.validation_calls)
     result = estimator.estimate(reverse, dataset.validation, seed=settings.seed)
     log_scale = float(dataset.transform.scale.expand(dataset.event_shape).log().sum())
     return -(float(result.value.mean()) - log_scale) / (result.dimensions * math.log(2))
@@ -319,7 +321,7 @@ def test_loss_of_an_objective_that_is_given(tmp_path: Path) -> None:
     dataset = scaled(data.load("mixture", num_samples=1500), 1e3)
     settings = replace(TINY, learning_rate=1e-30, steps=10, batch_size=1000)
     settings = recipe(settings, image=False, levels=None)
-    reverse = recipes.make_model(settings, dataset.event_shape, None)
+    reverse = make_model(settings, dataset.event_shape, None)
     assert settings.objective == "vlb"
     training.fit(reverse, NoiseLoss(), dataset, settings, tmp_path, progress=False)
     (row,) = rows(tmp_path)
@@ -386,7 +388,7 @@ def validations(
     """How many validations a run of twelve makes that has a patience of three."""
     settings = replace(TINY, steps=12, validate_every=1, patience=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "TermwiseBound", estimates(losses))
+        patch.setattr("pyrodiff.training.module.TermwiseBound", estimates(losses))
         fit(dataset, settings, folder, **options)
     return len(rows(folder))
 
@@ -411,7 +413,7 @@ def test_noise_about_a_falling_bound_ends_no_run(points: data.DataSet) -> None:
     noise = torch.distributions.StudentT(1.5)
     ended = by_mean = 0
     for _ in range(200):
-        judge = callbacks.Validations(Path(), patience=8)
+        judge = Validations(Path(), patience=8)
         means = []
         for k in range(40):
             losses = noise.sample((147,)).double() * 0.3 - 0.01 * k
@@ -425,7 +427,7 @@ def test_noise_about_a_falling_bound_ends_no_run(points: data.DataSet) -> None:
 
 def test_a_little_worse_is_not_the_best(tmp_path: Path) -> None:
     """The best yet is what has gained, by however little; NaN and what lost by little have not."""
-    judge, losses = callbacks.Validations(tmp_path, patience=0), torch.linspace(0, 1, 30)
+    judge, losses = Validations(tmp_path, patience=0), torch.linspace(0, 1, 30)
     judge.judge(losses)
     for worse in (losses + 0.1, losses + math.nan, losses.clone()):
         judge.judge(worse)
@@ -448,7 +450,7 @@ def test_model_that_becomes_worse_ends_the_run(points: data.DataSet, tmp_path: P
 
 def test_plateau_and_patience_of_none_end_no_run(points: data.DataSet, tmp_path: Path) -> None:
     assert validations(lambda k: torch.ones(30), points, tmp_path / "one") == 12
-    judge = callbacks.Validations(tmp_path, patience=0)
+    judge = Validations(tmp_path, patience=0)
     for k in range(100):
         judge.judge(torch.linspace(0, 1, 30) + k)
         assert not judge.exhausted
@@ -520,7 +522,7 @@ def test_every_objective_trains_every_denoiser(
     complete = recipe(settings, image=False, levels=None)
     assert (complete.variance == "learned-range") == (objective == "hybrid")
     torch.manual_seed(0)
-    fresh = recipes.make_model(complete, points.event_shape, None).state_dict()
+    fresh = make_model(complete, points.event_shape, None).state_dict()
     fresh = {name: value.clone() for name, value in fresh.items()}
     trained = fit(points, settings, tmp_path).state_dict()
     assert any(not torch.equal(value, fresh[name]) for name, value in trained.items())
@@ -544,8 +546,8 @@ def test_data_are_checked_before_any_training(points: data.DataSet, tmp_path: Pa
 
 def test_settings_are_complete(points: data.DataSet, tmp_path: Path) -> None:
     whole = recipe(TINY, image=False, levels=None)
-    reverse = recipes.make_model(whole, (2,), None)
-    objective = recipes.make_objective(whole)
+    reverse = make_model(whole, (2,), None)
+    objective = make_objective(whole)
     settings = replace(TINY, learning_rate=None, weight_decay=None)
     with pytest.raises(ValueError, match="with learning_rate, weight_decay .*; got None"):
         training.fit(reverse, objective, points, settings, tmp_path)
@@ -597,7 +599,7 @@ def test_averaging_copies_the_chain_with_names_of_its_own(points: data.DataSet) 
     import copy
 
     settings = recipe(TINY, image=False, levels=None)
-    reverse = recipes.make_model(settings, points.event_shape, None)
+    reverse = make_model(settings, points.event_shape, None)
     twin = copy.deepcopy(reverse)
     names = [{name for name, _ in chain.named_pyro_params()} for chain in (reverse, twin)]
     assert names[0] == names[1] and names[0]

@@ -1,8 +1,8 @@
-"""Tasks shared out to worker processes.
+"""Tasks shared among worker processes.
 
-Each worker is a fresh interpreter (spawned) with a pipe of its own: it makes its function once,
-then answers one task after the other.  A worker that dies is noticed by its closed pipe, and so is
-the death of the main process, after which no worker stays behind.
+Each worker is a fresh interpreter (spawned) with its own pipe: it makes its function once, then
+answers one task after the other.  A closed pipe tells the main process that a worker has died, and
+the workers that the main process has, upon which they end.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ def _receive(connection: Connection) -> Any:
 
 def _serve(connection: Connection) -> None:
     """Answer tasks with (result, None) or (None, exception) until there are no more."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # sent to all of them; the main process decides
-        signal.signal(each, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of them; the main process decides
+        signal.signal(number, signal.SIG_IGN)
     work = None
     with contextlib.suppress(EOFError, BrokenPipeError):
         make, arguments = _receive(connection)
@@ -50,7 +50,7 @@ def _ask(connection: Connection, process: BaseProcess) -> Any:
         process.join(timeout=10)
         raise ChildProcessError(
             f"Expected every worker process to finish; got one that ended (exit code "
-            f"{process.exitcode}), killed for want of memory perhaps."
+            f"{process.exitcode}), perhaps for lack of memory."
         ) from lost
     if error is not None:
         raise error
@@ -70,7 +70,7 @@ def share(
     Args:
         make: a function of a module, called once in each worker.
         arguments, tasks: anything that can be pickled, other than None.
-        processes: at most so many workers.
+        processes: the most workers.
 
     Raises:
         ChildProcessError: a worker that died.
