@@ -46,7 +46,7 @@ from pyrodiff import ForwardChain, ReverseChain, data, plots
 from pyrodiff.comparison import compare, repeat_seeds
 from pyrodiff.decoders import CategoricalDecoder
 from pyrodiff.denoisers import DataDenoiser
-from pyrodiff.kernels import Step, steps
+from pyrodiff.kernels import steps
 from pyrodiff.likelihood import ImportanceBound, TermwiseBound
 from pyrodiff.networks import ResidualConvNet
 from pyrodiff.objectives import (
@@ -99,7 +99,7 @@ T = 50 if QUICK else 250
 digits = data.load("digits")
 forward = ForwardChain(LinearSchedule(), num_steps=T)
 
-step = Step(*steps(forward.log_snr))
+step = steps(forward.log_snr)
 ratio = (step.c_0 * step.sigma / step.alpha) ** 2  # c_0² σ_t² / α_t²
 weights = {
     "VLB": ratio / (2 * step.log_small.exp()),
@@ -162,7 +162,7 @@ with torch.no_grad():
     term = variational_term(model, batch, t, noise)
     at_t = forward.step(t, batch, 3)
     x_t = at_t.alpha * batch + at_t.sigma * noise
-    x0_hat = model.predict(x_t, t, at_t).x0_hat
+    x0_hat = model.predict(x_t, at_t).x0_hat
     noise_hat = (x_t - at_t.alpha * x0_hat) / at_t.sigma
     by_weight = weights["VLB"][t - 1] * (noise - noise_hat).square().sum((1, 2, 3))
 print("L_t against weight × noise error: largest relative deviation", end=" ")

@@ -634,7 +634,7 @@ def interpolation(reverse, t, x):
     """v of every pixel of x noised to step t."""
     step = reverse.forward_chain.step(t, x, 3)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))
-    raw = reverse.predict(step.alpha * x + step.sigma * noise, t, step).raw_variance
+    raw = reverse.predict(step.noised(x, noise), step).raw_variance
     log_variance = reverse.variance.log_variance(step, raw).expand_as(x)
     return (log_variance - step.log_small) / (step.log_large - step.log_small)
 

@@ -102,10 +102,17 @@ def renamed(**names: str) -> Callable[[Class], Class]:
 
         setattr(cls, "__init__", initialise)  # noqa: B010  (mypy refuses the plain form)
         for former, present in names.items():
-            setattr(cls, former, property(operator.attrgetter(present)))
+            setattr(cls, former, _former_attribute(present))
         return cls
 
     return decorate
+
+
+def _former_attribute(present: str) -> property:
+    def set_present(self: object, value: object) -> None:
+        setattr(self, present, value)
+
+    return property(operator.attrgetter(present), set_present)
 
 
 def conforms(value: object, hint: Any) -> bool:

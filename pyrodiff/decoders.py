@@ -9,8 +9,7 @@ variance at t = 1: β_1 for fixed large, β̃_2 for fixed small, the learned one
 code of Ho and of Nichol puts β̃_2 there for fixed large too.)  The third (Kingma et al., 2021,
 section 3.3) reads x_1 alone, without the network.
 
-Every decoder's distribution can sample from given standard normal noise (``from_noise``), so
-that one stream of normals is all the randomness of a sample.
+Their distributions are those of ``pyrodiff.distributions``.
 """
 
 import math
@@ -18,11 +17,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
+from pyrodiff.checks import check_count, check_positive
+from pyrodiff.distributions import DiscretizedNormal, GridCategorical, Normal
+from pyrodiff.finite import check_finite, check_tensor, has_values
 from pyrodiff.kernels import Step
 
 __all__ = [
@@ -31,108 +31,7 @@ __all__ = [
     "DiscretizedGaussianDecoder",
     "GaussianDecoder",
     "check_data",
-    "check_finite",
-    "check_tensor",
-    "has_values",
 ]
-
-_Shape = torch.Size | list[int] | tuple[int, ...]
-
-
-def log_diff_exp(a: Tensor, b: Tensor) -> Tensor:
-    """log(eᵃ − eᵇ) for a ≥ b, accurate for close and for distant a and b."""
-    difference = b - a
-    near = difference > -math.log(2)
-    far_value = torch.log1p(-torch.where(near, -1.0, difference).exp())
-    near_value = torch.log(-torch.expm1(torch.where(near, difference, -1.0)))
-    return a + torch.where(near, near_value, far_value)
-
-
-def log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
-    """log(Φ(upper) − Φ(lower)) for lower < upper, exact in both tails; ±∞ is allowed.
-
-    The interval is mirrored so that its midpoint is negative: there both CDFs are small and
-    their logarithms, not they themselves, are subtracted.
-    """
-    mirror = lower + upper > 0
-    low, high = torch.where(mirror, -upper, lower), torch.where(mirror, -lower, upper)
-    open_end = torch.isinf(low)  # then the mass is Φ(high); −∞ must not meet a gradient,
-    log_high = torch.special.log_ndtr(high)
-    log_low = torch.special.log_ndtr(torch.where(open_end, 0.0, low))
-    log_low = torch.where(open_end, log_high - 1.0, log_low)  # nor may log(e⁰ − e⁰)
-    return torch.where(open_end, log_high, log_diff_exp(log_high, log_low))
-
-
-class Normal(dist.Normal):
-    """Pyro's normal, which can also say which sample a given noise stands for."""
-
-    def from_noise(self, noise: Tensor) -> Tensor:
-        """The sample that standard normal noise stands for: x̂_0 + s ε."""
-        return self.loc + self.scale * noise
-
-
-class DiscretizedNormal(dist.TorchDistribution):
-    """A normal whose mass is collected in bins around the values of a grid; end bins are open."""
-
-    arg_constraints: dict[str, constraints.Constraint] = {}
-    support = constraints.real
-
-    def __init__(self, loc: Tensor, scale: Tensor, bin_width: float, low: float, high: float):
-        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
-        self.bin_width, self.low, self.high = bin_width, low, high
-        super().__init__(self.loc.shape, validate_args=False)
-
-    def expand(self, batch_shape: _Shape, _instance: object = None) -> "DiscretizedNormal":
-        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
-        return DiscretizedNormal(loc, scale, self.bin_width, self.low, self.high)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        half = self.bin_width / 2
-        centered, infinity = value - self.loc, torch.full_like(value, math.inf)
-        upper = torch.where(value > self.high - half, infinity, (centered + half) / self.scale)
-        lower = torch.where(value < self.low + half, -infinity, (centered - half) / self.scale)
-        return log_normal_mass(lower, upper)
-
-    def sample(self, sample_shape: _Shape = ()) -> Tensor:
-        return self.from_noise(torch.randn(self.shape(torch.Size(sample_shape))).to(self.loc))
-
-    def from_noise(self, noise: Tensor) -> Tensor:
-        """The sample that standard normal noise stands for: x̂_0 + s ε, rounded to the grid."""
-        value = (self.loc + self.scale * noise).clamp(self.low, self.high)
-        return self.low + ((value - self.low) / self.bin_width).round() * self.bin_width
-
-
-class GridCategorical(dist.TorchDistribution):
-    """A categorical distribution over the values of an even grid from ``low`` to ``high``."""
-
-    arg_constraints: dict[str, constraints.Constraint] = {}
-    support = constraints.real
-
-    def __init__(self, logits: Tensor, low: float, high: float):
-        self.logits, self.low, self.high = logits, low, high
-        super().__init__(logits.shape[:-1], validate_args=False)
-
-    def expand(self, batch_shape: _Shape, _instance: object = None) -> "GridCategorical":
-        shape = (*batch_shape, self.logits.shape[-1])
-        return GridCategorical(self.logits.expand(shape), self.low, self.high)
-
-    def _spacing(self) -> float:
-        return (self.high - self.low) / (self.logits.shape[-1] - 1)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        index = ((value - self.low) / self._spacing()).round().long().unsqueeze(-1)
-        logits, index = torch.broadcast_tensors(self.logits, index)
-        return logits.log_softmax(-1).gather(-1, index[..., :1]).squeeze(-1)
-
-    def sample(self, sample_shape: _Shape = ()) -> Tensor:
-        return self.from_noise(torch.randn(self.shape(torch.Size(sample_shape))).to(self.logits))
-
-    def from_noise(self, noise: Tensor) -> Tensor:
-        """The sample that standard normal noise stands for: the inverse CDF at Φ(ε)."""
-        cumulative = self.logits.double().softmax(-1).cumsum(-1)[..., :-1]
-        uniform = torch.special.ndtr(noise.double()).unsqueeze(-1)
-        index = (uniform > cumulative).sum(-1)
-        return self.low + index.to(noise) * self._spacing()
 
 
 class Decoder(ABC):
@@ -177,8 +76,8 @@ def _scale(own: float | None, log_variance: Tensor, like: Tensor) -> Tensor:
 
 
 def _check_scale(scale: float | None) -> None:
-    if scale is not None and not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"Expected scale to be positive and finite, or None; got {scale!r}.")
+    if scale is not None:
+        check_positive("scale", scale)
 
 
 def _check_bounds(low: float, high: float) -> None:
@@ -287,10 +186,7 @@ class CategoricalDecoder(Decoder):
     discrete = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.levels, int) or self.levels < 2:
-            raise ValueError(
-                f"Expected levels to be an integer of at least 2; got {self.levels!r}."
-            )
+        check_count("levels", self.levels, 2)
         _check_bounds(self.low, self.high)
 
     @cached_property
@@ -323,33 +219,6 @@ class CategoricalDecoder(Decoder):
                 f"Expected data on the {self.levels} levels from {self.low:g} to {self.high:g}; "
                 f"got {int(off.sum())} values off them, the first {float(x_0[off][0]):g}."
             )
-
-
-def has_values(x: Tensor) -> bool:
-    """Whether numbers can be looked at: not where ``torch.func`` has a tensor stand for many."""
-    return len(x) > 0 and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-
-
-def check_finite(x: Tensor, name: str = "data") -> None:
-    """Raise ValueError unless all numbers are finite; names the first row that has others."""
-    if not has_values(x) or not (x.is_floating_point() or x.is_complex()):
-        return
-    good = x.detach().isfinite().flatten(1).all(1) if x.dim() > 1 else x.detach().isfinite()
-    if not bool(good.all()):
-        bad = (~good).nonzero().flatten()
-        raise ValueError(
-            f"Expected finite {name}; got NaN or infinity in {len(bad)} of {len(x)} samples, "
-            f"the first at index {int(bad[0])}."
-        )
-
-
-def check_tensor(x_0: object) -> None:
-    """Raise TypeError unless ``x_0`` is a tensor."""
-    if not isinstance(x_0, Tensor):
-        raise TypeError(
-            f"Expected data as a torch.Tensor; got {type(x_0).__name__}. "
-            "torch.as_tensor(x_0, dtype=torch.float32) makes one of an array or a list."
-        )
 
 
 def check_data(x_0: object, event_shape: torch.Size, decoder: Decoder, values: bool = True) -> None:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrodiff.kernels import Step
+from pyrodiff.kernels import Level, Step
 from pyrodiff.precision import network_dtype
 
 __all__ = [
@@ -72,14 +72,19 @@ class Denoiser(nn.Module, ABC):
         self.clip = None if clip is None else (float(clip[0]), float(clip[1]))
 
     @abstractmethod
-    def _x0_hat(self, output: Tensor, x_t: Tensor, step: Step) -> Tensor:
-        """x̂_0 from the network's output."""
+    def x0_hat(self, output: Tensor, x_t: Tensor, level: Level) -> Tensor:
+        """x̂_0 from the network's output: what a denoiser of one's own defines.
+
+        Args:
+            output: the network's, without the half for a learned variance; like ``x_t``.
+            x_t: shape (N, *event_shape).
+            level: of x_t, broadcastable to it; a ``Step`` where the chain is asked for one.
+        """
 
     def forward(
         self,
         x_t: Float[Tensor, "n *event"],
-        t: Tensor,
-        step: Step,
+        level: Level,
         context: Tensor | None = None,
         learned_variance: bool = False,
     ) -> Prediction:
@@ -87,8 +92,7 @@ class Denoiser(nn.Module, ABC):
 
         Args:
             x_t: shape (N, *event_shape).
-            t: step indices 1 … T, shape () or (N,).
-            step: the chain's coefficients there, broadcastable to ``x_t``.
+            level: of x_t, for all samples or one per sample.
             context: shape (N, …) or None; floating-point ones come in the network's dtype or, where
                 they are not in it already, at least in float32.
             learned_variance: whether the output carries a second half for the variance.
@@ -98,7 +102,7 @@ class Denoiser(nn.Module, ABC):
         """
         dtype = network_dtype(self.network, x_t.dtype)
         wide = torch.promote_types(dtype, torch.float32)
-        arguments = [x_t.to(dtype), self._time(x_t, t, step, wide)]
+        arguments = [x_t.to(dtype), self._time(x_t, level, wide)]
         if context is not None:
             foreign = context.is_floating_point() and context.dtype != dtype
             arguments.append(context.to(wide) if foreign else context)
@@ -114,40 +118,45 @@ class Denoiser(nn.Module, ABC):
         raw = None
         if learned_variance:
             output, raw = output.chunk(2, dim=1)
-        x0_hat = self._x0_hat(output, x_t, step)
+        x0_hat = self.x0_hat(output, x_t, level)
         if self.clip is not None:
             x0_hat = x0_hat.clamp(*self.clip)
         return Prediction(x0_hat, raw)
 
-    def _time(self, x_t: Tensor, t: Tensor, step: Step, dtype: torch.dtype) -> Tensor:
-        value = step.log_snr.reshape(-1) if self.time == "log_snr" else t.reshape(-1) - 1
-        return value.to(x_t.device, dtype).expand(len(x_t))
+    def _time(self, x_t: Tensor, level: Level, dtype: torch.dtype) -> Tensor:
+        time = level.log_snr if self.time == "log_snr" else level.t - 1
+        return time.reshape(-1).to(x_t.device, dtype).expand(len(x_t))
 
 
 class NoiseDenoiser(Denoiser):
     """The network predicts the noise ε in x_t = α_t x_0 + σ_t ε."""
 
-    def _x0_hat(self, output: Tensor, x_t: Tensor, step: Step) -> Tensor:
+    def x0_hat(self, output: Tensor, x_t: Tensor, level: Level) -> Tensor:
         # not (x_t − σ ε̂)/α: two operations of the event's size, not three, in the gradient
-        return x_t / step.alpha - (step.sigma / step.alpha) * output
+        return x_t / level.alpha - (level.sigma / level.alpha) * output
 
 
 class DataDenoiser(Denoiser):
     """The network predicts the clean data x_0."""
 
-    def _x0_hat(self, output: Tensor, x_t: Tensor, step: Step) -> Tensor:
+    def x0_hat(self, output: Tensor, x_t: Tensor, level: Level) -> Tensor:
         return output
 
 
 class VelocityDenoiser(Denoiser):
     """The network predicts the velocity v = α_t ε − σ_t x_0."""
 
-    def _x0_hat(self, output: Tensor, x_t: Tensor, step: Step) -> Tensor:
-        return step.alpha * x_t - step.sigma * output
+    def x0_hat(self, output: Tensor, x_t: Tensor, level: Level) -> Tensor:
+        return level.alpha * x_t - level.sigma * output
 
 
 class MeanDenoiser(Denoiser):
     """The network predicts the mean μ of p_θ(x_{t−1} | x_t)."""
 
-    def _x0_hat(self, output: Tensor, x_t: Tensor, step: Step) -> Tensor:
-        return (output - step.c_t * x_t) / step.c_0
+    def x0_hat(self, output: Tensor, x_t: Tensor, level: Level) -> Tensor:
+        if not isinstance(level, Step):
+            raise ValueError(
+                "Expected a step of the chain for a MeanDenoiser, whose output is the mean of that "
+                f"step; got a level between two steps, t = {level.t.flatten()[0].item():g}."
+            )
+        return (output - level.c_t * x_t) / level.c_0

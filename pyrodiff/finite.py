@@ -1,4 +1,4 @@
-"""Numbers that are not finite: which sample they belong to, and at which step they arose.
+"""Data and numbers that are not finite: which sample they belong to, and where they arose.
 
 A network that returns NaN or infinity, or numbers whose squares no precision carries, spoils the
 value of one sample.  It is NaN then, and says so; the other samples' values are what they are.
@@ -10,7 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Failures", "NOTHING_FAILED", "failed_at", "finite_rows"]
+__all__ = [
+    "Failures",
+    "NOTHING_FAILED",
+    "check_finite",
+    "check_tensor",
+    "failed_at",
+    "finite_rows",
+    "has_values",
+]
 
 
 NOTHING_FAILED = torch.tensor(0)  # no step, for rows of any number and device
@@ -68,4 +76,31 @@ class Failures:
             f"{total} samples, with the index {', '.join(names)}{more}. {what}",
             UserWarning,
             stacklevel=stacklevel,
+        )
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether numbers can be looked at: not where ``torch.func`` has a tensor stand for many."""
+    return len(x) > 0 and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def check_finite(x: Tensor, name: str = "data") -> None:
+    """Raise ValueError unless all numbers are finite; names the first row that has others."""
+    if not has_values(x) or not (x.is_floating_point() or x.is_complex()):
+        return
+    good = finite_rows(x.detach())
+    if not bool(good.all()):
+        bad = (~good).nonzero().flatten()
+        raise ValueError(
+            f"Expected finite {name}; got NaN or infinity in {len(bad)} of {len(x)} samples, "
+            f"the first at index {int(bad[0])}."
+        )
+
+
+def check_tensor(x_0: object) -> None:
+    """Raise TypeError unless ``x_0`` is a tensor."""
+    if not isinstance(x_0, Tensor):
+        raise TypeError(
+            f"Expected data as a torch.Tensor; got {type(x_0).__name__}. "
+            "torch.as_tensor(x_0, dtype=torch.float32) makes one of an array or a list."
         )

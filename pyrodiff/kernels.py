@@ -11,19 +11,26 @@ With log-SNRs λ_s > λ_t (both in float64), α² = sigmoid(λ) and σ² = sigmo
 (Ho et al., 2020, equations 2, 4, 6 and 7; Kingma et al., 2021, appendix A).  Data has
 λ_0 = +∞.  Coefficients are computed in float64 from λ and cast last: 1 − ᾱ is never formed by
 subtraction.  Each formula is typed once, here.
+
+``Level`` is where in the chain one stands, at a step or between two; ``Step`` adds what leads from
+there to t − 1.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import register_kl
 from torch.nn.functional import logsigmoid
+from typing_extensions import Self
 
 __all__ = [
+    "Level",
     "NoisingNormal",
     "Step",
+    "StepTable",
     "gaussian_kl",
     "marginal",
     "marginal_coefficients",
@@ -108,31 +115,123 @@ def posterior(
     return _normal(c_0 * x_0 + c_t * x_t, std, event_dim)
 
 
-class Step(NamedTuple):
-    """The chain's coefficients at steps t, cast to x; shape () or (N, 1, …), one t per sample.
+@dataclass(frozen=True, eq=False, slots=True)
+class Level:
+    """A noise level: what networks and marginals need to know of one time.
 
-    ``c_0``, ``c_t`` and ``log_small`` belong to the posterior q(x_{t−1} | x_t, x_0); ``log_small``
-    is log β̃_t with β̃_1 = 0 replaced by β̃_2 (by β_1 in a chain of one step), ``log_large`` is
-    log σ²_{t|t−1}, which is Ho's log β_t.
+    Args:
+        t: the time in steps of the chain, 1 … T; between two steps, a fraction.
+        log_snr: λ.
+        alpha, sigma: α and σ, the scales of signal and noise.
+
+    Tensors of shape () for all samples, or (N, 1, …) with one level per sample; ``t`` and
+    ``log_snr`` are float32 at least.
     """
 
+    t: Tensor
     log_snr: Tensor
     alpha: Tensor
     sigma: Tensor
+
+    def noised(self, x_0: Tensor, noise: Tensor) -> Tensor:
+        """x_t = α x_0 + σ ε."""
+        return self.alpha * x_0 + self.sigma * noise
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The level with every tensor changed alike: rows of it, or another shape."""
+        return type(self)(*(change(getattr(self, field.name)) for field in fields(self)))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Step(Level):
+    """A level of a chain, and the coefficients of the step from t to t − 1.
+
+    Args:
+        t, log_snr, alpha, sigma: see ``Level``.
+        c_0, c_t: of the mean of the posterior q(x_{t−1} | x_t, x_0).
+        log_small: its log variance log β̃_t, with β̃_1 = 0 replaced by β̃_2 (by β_1 in a chain of
+            one step).
+        log_large: the transition's log variance log σ²_{t|t−1}, Ho's log β_t.
+    """
+
     c_0: Tensor
     c_t: Tensor
     log_small: Tensor
     log_large: Tensor
 
+    def mean(self, x_0: Tensor, x_t: Tensor) -> Tensor:
+        """c_0 x_0 + c_t x_t: the posterior's mean, and with x̂_0 for x_0 the model's."""
+        return self.c_0 * x_0 + self.c_t * x_t
 
-def steps(log_snr: Tensor) -> Tensor:
-    """Every ``Step`` coefficient of a chain with the table λ_1 … λ_T; shape (7, T), float64."""
+
+def steps(log_snr: Tensor) -> Step:
+    """Every step of a chain with the table λ_1 … λ_T; tensors of shape (T,), float64."""
     previous = torch.cat([log_snr.new_full((1,), torch.inf), log_snr[:-1]])
     c_0, c_t, log_small = posterior_coefficients(previous, log_snr)
     _, log_large = transition_coefficients(previous, log_snr)
     log_small = torch.cat([log_small[1:2] if len(log_snr) > 1 else log_large[:1], log_small[1:]])
     alpha, sigma = marginal_coefficients(log_snr)
-    return torch.stack(Step(log_snr, alpha, sigma, c_0, c_t, log_small, log_large))
+    t = torch.arange(1, len(log_snr) + 1, dtype=log_snr.dtype)
+    return Step(t, log_snr, alpha, sigma, c_0, c_t, log_small, log_large)
+
+
+class StepTable:
+    """The steps of a chain, cast once to each dtype and device that they are asked for.
+
+    Args:
+        log_snr: λ_1 … λ_T, shape (T,), float64.
+    """
+
+    def __init__(self, log_snr: Tensor):
+        self.log_snr = log_snr
+        self._exact = steps(log_snr)
+        self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+        self._single: dict[tuple[torch.dtype, torch.device, int], Step] = {}
+
+    def at(self, t: Tensor | int, x: Tensor, event_dim: int) -> Step:
+        """Steps ``t`` (1 … T), an integer or shape (N,), cast and shaped like ``x``."""
+        if not isinstance(t, int):
+            return self._gather(t, x, event_dim)
+        key = (x.dtype, x.device, t)
+        if key not in self._single:
+            with torch.inference_mode(False):  # what is stored must serve training, too
+                self._single[key] = self._gather(torch.tensor(t), x, event_dim)
+        return self._single[key]
+
+    def between(self, log_snr: Tensor, x: Tensor, event_dim: int) -> Level:
+        """The level of any λ, shape () or (N,), float64, cast and shaped like ``x``.
+
+        Its t is linear in λ between the steps.
+        """
+        if log_snr.dim():
+            log_snr = log_snr.reshape(-1, *(1,) * event_dim)
+        alpha, sigma = (value.to(x) for value in marginal_coefficients(log_snr))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return Level(self.times(log_snr).to(wide), log_snr.to(x.device, wide), alpha, sigma)
+
+    def times(self, log_snr: Tensor) -> Tensor:
+        """t of any λ, linear between the steps, of the shape of ``log_snr``."""
+        table = self.log_snr.to(log_snr.device)
+        if len(table) == 1:
+            return torch.ones_like(log_snr)
+        right = torch.searchsorted(-table, -log_snr).clamp(1, len(table) - 1)
+        above, below = table[right - 1], table[right]
+        return right + (above - log_snr) / (above - below)
+
+    def _gather(self, t: Tensor, x: Tensor, event_dim: int) -> Step:
+        key = (x.dtype, x.device)
+        if key not in self._cast:
+            # The network reads t or λ as its time, which half precision would round.
+            wide = torch.promote_types(x.dtype, torch.float32)
+            exact = torch.stack([getattr(self._exact, field.name) for field in fields(Step)])
+            with torch.inference_mode(False):
+                self._cast[key] = (exact[:2].to(x.device, wide), exact[2:].to(x.device, x.dtype))
+        index = (t - 1).to(x.device)
+        time, values = (table[:, index] for table in self._cast[key])
+        if index.dim():
+            axes = (..., *(None,) * event_dim)
+            time, values = time[axes], values[axes]
+        return Step(*time.unbind(), *values.unbind())
 
 
 def gaussian_kl(

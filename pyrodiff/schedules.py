@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyrodiff.checks import check_count
+
 __all__ = ["BetaSchedule", "CosineSchedule", "LinearSchedule", "LogSNRSchedule", "Schedule"]
 
 
@@ -29,11 +31,6 @@ def _log_snr_from_log_alpha_bar(log_alpha_bar: Tensor) -> Tensor:
 def _log_snr_from_betas(betas: Tensor) -> Tensor:
     """λ_1 … λ_T of the betas: logit of ᾱ_t = ∏_{s≤t} (1 − β_s)."""
     return _log_snr_from_log_alpha_bar(torch.log1p(-betas).cumsum(0))
-
-
-def _check_num_steps(num_steps: int) -> None:
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"Expected num_steps to be an integer of at least 1; got {num_steps!r}.")
 
 
 class Schedule(ABC):
@@ -79,7 +76,7 @@ class LinearSchedule(Schedule):
 
     def betas(self, num_steps: int) -> Tensor:
         """β_1 … β_T, shape (T,), float64."""
-        _check_num_steps(num_steps)
+        check_count("num_steps", num_steps)
         scale = 1000 / num_steps
         if scale * self.beta_end >= 1.0:
             raise ValueError(
@@ -130,7 +127,7 @@ class CosineSchedule(Schedule):
 
     def betas(self, num_steps: int) -> Tensor:
         """β_1 … β_T, shape (T,), float64."""
-        _check_num_steps(num_steps)
+        check_count("num_steps", num_steps)
         u = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
         return (-torch.expm1(self._log_alpha_bar(u).diff())).clamp(max=self.max_beta)
 
@@ -167,7 +164,7 @@ class LogSNRSchedule(Schedule):
         return torch.lerp(ends[0], ends[1], u.double())
 
     def table(self, num_steps: int) -> Tensor:
-        _check_num_steps(num_steps)
+        check_count("num_steps", num_steps)
         if num_steps == 1:
             return torch.tensor([self.minimum], dtype=torch.float64)
         return torch.linspace(self.maximum, self.minimum, num_steps, dtype=torch.float64)
@@ -219,7 +216,7 @@ class BetaSchedule(Schedule):
         )
 
     def table(self, num_steps: int) -> Tensor:
-        _check_num_steps(num_steps)
+        check_count("num_steps", num_steps)
         if num_steps != len(self.betas):
             raise ValueError(
                 f"Expected num_steps = {len(self.betas)}, the number of betas; got {num_steps}."

@@ -32,12 +32,10 @@ from pyrodiff.decoders import (
     CategoricalDecoder,
     Decoder,
     DiscretizedGaussianDecoder,
-    DiscretizedNormal,
     GaussianDecoder,
-    GridCategorical,
-    Normal,
     check_data,
 )
+from pyrodiff.distributions import DiscretizedNormal, GridCategorical, Normal
 from pyrodiff.precision import call_network
 from pyrodiff.streams import NoiseStreams
 

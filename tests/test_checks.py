@@ -1,7 +1,7 @@
 """Checks of plain values, and names that classes had before."""
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import Any
 
 import pytest
@@ -46,5 +46,7 @@ def test_former_names_of_parameters_keep_working() -> None:
     assert Budget(7).evaluations == 7  # type: ignore[attr-defined]
     assert repr(replace(Budget(), calls=4)) == "Budget(calls=4, seed=0)"
     assert list(inspect.signature(Budget).parameters) == ["calls", "seed"]
+    with pytest.raises(FrozenInstanceError):
+        Budget().evaluations = 5  # type: ignore[attr-defined]
     with pytest.raises(TypeError, match="Expected calls once; got it as evaluations"):
         Budget(calls=1, evaluations=1)  # type: ignore[call-arg]

@@ -11,13 +11,8 @@ import torch
 from torch import Tensor
 
 from pyrodiff import ForwardChain
-from pyrodiff.decoders import (
-    CategoricalDecoder,
-    DiscretizedGaussianDecoder,
-    DiscretizedNormal,
-    GaussianDecoder,
-    GridCategorical,
-)
+from pyrodiff.decoders import CategoricalDecoder, DiscretizedGaussianDecoder, GaussianDecoder
+from pyrodiff.distributions import DiscretizedNormal, GridCategorical
 from pyrodiff.kernels import Step
 from pyrodiff.schedules import LogSNRSchedule
 
@@ -290,7 +285,7 @@ def test_bad_decoders_are_refused() -> None:
     with pytest.raises(ValueError, match="low < high"):
         CategoricalDecoder(4, low=0.0, high=0.0)
     for levels in (1, 0, -3):
-        with pytest.raises(ValueError, match="levels to be an integer of at least 2"):
+        with pytest.raises(ValueError, match="levels to be an integer >= 2"):
             CategoricalDecoder(levels)
 
 

@@ -70,7 +70,7 @@ def test_consistent_outputs_give_one_x0_hat(t: int) -> None:
     step = FORWARD.step(t, x_t, 2)
     for kind, output in outputs.items():
         denoiser = kind(Network(lambda x, time, context, output=output: output))
-        x0_hat, raw = denoiser(x_t, torch.tensor(t), step)
+        x0_hat, raw = denoiser(x_t, step)
         # at T = 10, α = 2e-3: dividing by it costs three digits
         torch.testing.assert_close(x0_hat, guess, rtol=0.0, atol=1e-11, msg=kind.__name__)
         assert raw is None
@@ -97,8 +97,28 @@ def test_true_output_recovers_the_data(kind: type[Denoiser]) -> None:
         VelocityDenoiser: step.alpha * noise - step.sigma * x_0,
         MeanDenoiser: step.c_0 * x_0 + step.c_t * x_t,
     }[kind]
-    x0_hat, _ = kind(Network(lambda *_: output))(x_t, t, step)
+    x0_hat, _ = kind(Network(lambda *_: output))(x_t, step)
     torch.testing.assert_close(x0_hat, x_0, rtol=0.0, atol=1e-12)
+
+
+@every_kind
+def test_a_level_between_two_steps_is_as_good_as_one_of_the_chain(kind: type[Denoiser]) -> None:
+    """At λ_t a level and the step are the same to the denoiser; between them it is defined too."""
+    reverse = ReverseChain(kind(Network(lambda x, time, _: x * time[:, None])), FORWARD, (3,))
+    x_t, t = draws(4, 3), torch.tensor([1, 3, 3, 9])
+    if kind is MeanDenoiser:
+        with pytest.raises(ValueError, match=r"step of the chain for a MeanDenoiser.*t = 2\.5"):
+            reverse.predict(x_t, reverse.level(FORWARD.log_snr[1:3].mean(), x_t))
+        return
+    at_steps = reverse.predict(x_t, reverse.level(FORWARD.log_snr[t - 1], x_t)).x0_hat
+    expected = reverse.predict(x_t, reverse.step(t, x_t)).x0_hat
+    torch.testing.assert_close(at_steps, expected, rtol=1e-13, atol=0)
+    # several levels in one batch are the same as each on its own
+    log_snr = torch.tensor([5.0, 1.0, 0.3, -2.0], dtype=F64)
+    together = reverse.predict(x_t, reverse.level(log_snr, x_t)).x0_hat
+    for row in range(4):
+        alone = reverse.predict(x_t[[row]], reverse.level(log_snr[row], x_t[[row]])).x0_hat
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-13, atol=0)
 
 
 # -- clipping ------------------------------------------------------------------------------------
@@ -107,8 +127,8 @@ def test_true_output_recovers_the_data(kind: type[Denoiser]) -> None:
 @every_kind
 def test_clip_is_of_x0_hat_and_of_nothing_else(kind: type[Denoiser]) -> None:
     x_t, step = 3 * draws(50, 3), FORWARD.step(4, draws(1, 3), 1)
-    free, _ = kind(Network(same))(x_t, torch.tensor(4), step)
-    clipped, _ = kind(Network(same), clip=(-1, 0.5))(x_t, torch.tensor(4), step)
+    free, _ = kind(Network(same))(x_t, step)
+    clipped, _ = kind(Network(same), clip=(-1, 0.5))(x_t, step)
     assert float(free.min()) < -1 and float(free.max()) > 0.5  # there is something to clip
     assert torch.equal(clipped, free.clamp(-1, 0.5))
 
@@ -127,7 +147,7 @@ def test_clip_is_the_same_in_transition_and_decoder() -> None:
 
 def times(time: str, t: Tensor, x: Tensor, forward: ForwardChain = FORWARD) -> Tensor:
     network = Network(same)
-    DataDenoiser(network, time=time)(x, t, forward.step(t, x, x.dim() - 1))
+    DataDenoiser(network, time=time)(x, forward.step(t, x, x.dim() - 1))
     return network.calls[0][1]
 
 
@@ -161,8 +181,8 @@ def test_time_is_as_wide_as_the_data() -> None:
 def test_context_goes_to_the_network_only_where_there_is_one() -> None:
     x, step, context = draws(3, 2), FORWARD.step(2, draws(3, 2), 1), draws(3, 5)
     network = Network(same)
-    DataDenoiser(network)(x, torch.tensor(2), step)
-    DataDenoiser(network)(x, torch.tensor(2), step, context)
+    DataDenoiser(network)(x, step)
+    DataDenoiser(network)(x, step, context)
     assert network.calls[0][2] is None and network.calls[1][2] is context
 
 
@@ -172,10 +192,10 @@ def test_context_goes_to_the_network_only_where_there_is_one() -> None:
 @every_kind
 def test_learned_variance_is_the_second_half_of_the_first_event_axis(kind: type[Denoiser]) -> None:
     x_t, raw = draws(4, 3, 2), draws(4, 3, 2, seed=1)
-    step, t = FORWARD.step(3, x_t, 2), torch.tensor(3)
-    plain, _ = kind(Network(lambda x, *_: x.sin()))(x_t, t, step)
+    step = FORWARD.step(3, x_t, 2)
+    plain, _ = kind(Network(lambda x, *_: x.sin()))(x_t, step)
     network = Network(lambda x, *_: torch.cat([x.sin(), raw], dim=1))
-    x0_hat, second = kind(network)(x_t, t, step, learned_variance=True)
+    x0_hat, second = kind(network)(x_t, step, learned_variance=True)
     assert torch.equal(x0_hat, plain)
     assert second is not None and torch.equal(second, raw)
 
@@ -184,15 +204,15 @@ def test_learned_variance_is_the_second_half_of_the_first_event_axis(kind: type[
 
 
 def test_wrong_output_shapes_are_refused() -> None:
-    x_t, t = draws(4, 3), torch.tensor(3)
+    x_t = draws(4, 3)
     step = FORWARD.step(3, x_t, 1)
     doubled = Network(lambda x, *_: torch.cat([x, x], dim=1))
     with pytest.raises(ValueError, match=r"output of shape \(4, 3\); got \(4, 6\)"):
-        NoiseDenoiser(doubled)(x_t, t, step)
+        NoiseDenoiser(doubled)(x_t, step)
     with pytest.raises(ValueError, match=r"\(4, 6\) \(doubled .*learned variance\); got \(4, 3\)"):
-        NoiseDenoiser(Network(same))(x_t, t, step, learned_variance=True)
+        NoiseDenoiser(Network(same))(x_t, step, learned_variance=True)
     with pytest.raises(ValueError, match=r"\(4, 3\); got \(3,\)"):  # would broadcast silently
-        NoiseDenoiser(Network(lambda x, *_: x[0]))(x_t, t, step)
+        NoiseDenoiser(Network(lambda x, *_: x[0]))(x_t, step)
     reverse = ReverseChain(NoiseDenoiser(Network(same)), FORWARD, (3,), variance=LearnedRange())
     with pytest.raises(ValueError, match="doubled along the first event axis"):
         reverse.transition(x_t, 3)

@@ -110,7 +110,7 @@ def test_terms_are_a_constant_and_a_multiple_of_the_square(
     t = torch.arange(1, 41)
     noise = torch.randn(40, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
     step = forward.step(t, x_0, 1)
-    x0_hat = reverse.predict(step.alpha * x_0 + step.sigma * noise, t, step).x0_hat
+    x0_hat = reverse.predict(step.alpha * x_0 + step.sigma * noise, step).x0_hat
     square = (x_0 - x0_hat).square().sum(1)
     expected = known.constant + known.weight * square
     torch.testing.assert_close(

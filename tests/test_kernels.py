@@ -119,7 +119,7 @@ def test_transition_variance_over_tiny_steps(base: float, gap: float) -> None:
 
 def test_steps_holds_the_coefficients_of_every_pair() -> None:
     table = LinearSchedule().table(30)
-    step = kernels.Step(*kernels.steps(table))
+    step = kernels.steps(table)
     c_0, c_t, log_small = kernels.posterior_coefficients(table[:-1], table[1:])
     assert torch.equal(step.c_0[1:], c_0) and torch.equal(step.c_t[1:], c_t)
     assert torch.equal(step.log_small[1:], log_small)
@@ -201,3 +201,29 @@ def test_kl_of_a_noising_site_is_refused(family: type) -> None:
         kl_divergence(site.expand([4, 2]).base_dist, target)
     plain = kernels.transition(draws(2, 3), tensor(1.0), tensor(0.0), 1)
     assert bool((kl_divergence(plain.base_dist, target) > 0).all())
+
+
+def test_levels_and_steps_are_the_kernels_means() -> None:
+    """x_t of given noise, and the posterior's mean, against the distributions themselves."""
+    log_snr = torch.linspace(4.0, -3.0, 6, dtype=F64)
+    table, x_0, noise = kernels.StepTable(log_snr), draws(5, 3), draws(5, 3, seed=1)
+    t = torch.tensor([2, 6, 3, 4, 2])
+    step = table.at(t, x_0, 1)
+    x_t = step.noised(x_0, noise)
+    for row, number in enumerate(t.tolist()):
+        before, at = log_snr[number - 2], log_snr[number - 1]
+        marginal = kernels.marginal(x_0[row], at, 1).base_dist
+        expected = marginal.loc + marginal.scale * noise[row]
+        torch.testing.assert_close(x_t[row], expected, rtol=1e-13, atol=1e-13)
+        mean = kernels.posterior(x_t[row], x_0[row], before, at, 1).base_dist.loc
+        torch.testing.assert_close(step.mean(x_0, x_t)[row], mean, rtol=1e-13, atol=1e-13)
+    one = step.map(lambda value: value[[1]])
+    assert one.t.flatten().tolist() == [6.0] and torch.equal(one.c_0, step.c_0[[1]])
+
+
+def test_times_are_linear_between_the_steps() -> None:
+    table = kernels.StepTable(torch.tensor([3.0, 1.0, 0.0, -4.0], dtype=F64))
+    times = table.times(torch.tensor([3.0, 2.0, 1.0, 0.25, -2.0, -4.0], dtype=F64))
+    assert times.tolist() == [1.0, 1.5, 2.0, 2.75, 3.5, 4.0]
+    alone = kernels.StepTable(torch.tensor([3.0], dtype=F64))
+    assert alone.times(torch.tensor([0.0], dtype=F64)).tolist() == [1.0]

@@ -159,7 +159,7 @@ def test_wrong_shapes_are_refused(build):
             lambda: ResidualMLP(()),
             r"Expected an event_shape of one positive size or more; got \(\)",
         ),
-        (lambda: ResidualMLP((2,), width=0), "Expected width to be 1 or more; got 0"),
+        (lambda: ResidualMLP((2,), width=0), "Expected width to be an integer >= 1; got 0"),
         (
             lambda: ResidualConvNet((8, 8)),
             r"Expected an event_shape of \(channels, height, width\); got \(8, 8\)",

@@ -579,7 +579,7 @@ def test_weighted_loss_has_one_expectation_under_every_rule() -> None:
 
 def test_weightings_have_the_published_values() -> None:
     log_snr = torch.tensor([10.0, 5.0, 2.0, 0.1]).log()
-    step = Step(log_snr, *(log_snr,) * 6)
+    step = Step(*(log_snr,) * 8)
     expected = torch.tensor([0.5, 1.0, 1.0, 1.0])
     torch.testing.assert_close(MinSNR(5.0)(step), expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(MinSNR(1.0)(step)[:3], torch.tensor([0.1, 0.2, 0.5]))
@@ -657,7 +657,7 @@ def test_hybrid_loss_refuses_a_fixed_variance(variance: Variance) -> None:
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan])
 def test_hybrid_loss_refuses_a_weight_that_is_not_positive(weight: float) -> None:
-    with pytest.raises(ValueError, match="Expected vlb_weight > 0"):
+    with pytest.raises(ValueError, match="Expected vlb_weight to be positive"):
         HybridLoss(weight)
 
 
@@ -921,7 +921,8 @@ def test_objectives_take_an_equal_chain_in_either_order() -> None:
 
 @pytest.mark.parametrize("particles", [0, -1])
 def test_objectives_refuse_less_than_one_particle(particles: int) -> None:
-    with pytest.raises(ValueError, match=f"Expected num_particles >= 1; got {particles}"):
+    message = f"Expected num_particles to be an integer >= 1; got {particles}"
+    with pytest.raises(ValueError, match=message):
         NoiseLoss(num_particles=particles)
 
 
@@ -1050,3 +1051,19 @@ def test_vmap_still_checks_what_needs_no_look_at_numbers() -> None:
         torch.func.vmap(Term(reverse), (0, None, 0))(torch.zeros(4, 2), 1, torch.zeros(4, 2))
     with pytest.raises(ValueError, match="Expected t in 1 … 5; got 6 to 6"):
         torch.func.vmap(Term(reverse), (0, None, 0))(torch.zeros(4, 3), 6, torch.zeros(4, 3))
+
+
+@every_objective
+def test_a_seed_is_a_generator_of_its_own(
+    build: Callable[..., Objective], variance: Variance
+) -> None:
+    """By its former name, too; without one torch's global generator is drawn from."""
+    reverse, x_0 = chain(variance), torch.randn(6, 3, generator=seeded(9))
+
+    def value(**options: Any) -> float:
+        return build(**options).loss(reverse, reverse.forward_chain, x_0)
+
+    assert value(seed=3) == value(seed=seeded(3)) == value(generator=seeded(3)) != value(seed=4)
+    torch.manual_seed(3)
+    first = value()
+    assert first != value()

@@ -409,7 +409,8 @@ def test_marginal_twist_is_bayes_rule() -> None:
     reverse = affine_chain()
     x_0, x_t = MEAN.expand(7, -1), torch.randn(7, 3, dtype=F64)
     for t in (1, 3, 6):
-        alpha, sigma = reverse.forward_chain.step(t, x_t, 1)[1:3]
+        step = reverse.forward_chain.step(t, x_t, 1)
+        alpha, sigma = step.alpha, step.sigma
         gain = alpha * covariance @ (alpha**2 * covariance + sigma**2 * torch.eye(3)).inverse()
         posterior = MultivariateNormal(
             MEAN + (x_t - alpha * MEAN) @ gain.T, covariance - alpha * gain @ covariance
@@ -445,7 +446,8 @@ def test_fitted_variances_are_the_posterior_variance() -> None:
     fitted = DenoisedTwist.fit(reverse, data.sample(4000, seed=1), points=9).variances
     assert fitted is not None and fitted.shape == (41,)
     for t in range(1, 42):
-        alpha, sigma = forward.step(t, MEAN[None], 1)[1:3]
+        step = forward.step(t, MEAN[None], 1)
+        alpha, sigma = step.alpha, step.sigma
         inner = alpha**2 * covariance + sigma**2 * torch.eye(3)
         rest = covariance - alpha**2 * covariance @ inner.inverse() @ covariance
         assert float(fitted[t - 1]) == pytest.approx(float(rest.trace()) / 3, rel=0.06)

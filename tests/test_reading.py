@@ -31,7 +31,7 @@ from pyrodiff.networks import ResidualMLP, UNet
 from pyrodiff.runs.settings import EvaluationSettings, FitSettings, read_settings
 from pyrodiff.schedules import LogSNRSchedule, Schedule
 from pyrodiff.serialization import netcdf
-from pyrodiff.serialization.descriptions import build_parts
+from pyrodiff.serialization.models import build_parts
 from pyrodiff.variances import FixedLarge, FixedSmall
 
 F64 = torch.float64
@@ -67,7 +67,7 @@ class Wide(GaussianDecoder):
 class Half(Denoiser):
     """The network predicts half of the data."""
 
-    def _x0_hat(self, output: Tensor, x_t: Tensor, step: Any) -> Tensor:
+    def x0_hat(self, output: Tensor, x_t: Tensor, level: Any) -> Tensor:
         return 2 * output
 
 
@@ -182,7 +182,7 @@ def test_configurations_that_are_hostile(saved: Path, text: str, message: str) -
 def test_configurations_have_a_largest_size(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serialization, "MAX_CONFIG_BYTES", 2**20)
+    monkeypatch.setattr("pyrodiff.serialization.config.MAX_CONFIG_BYTES", 2**20)
     with (saved / "config.yaml").open("a") as file:
         file.write("#" * 2**20)
     with pytest.raises(ValueError, match="Expected a configuration of at most 1 MiB; got 1 MiB"):

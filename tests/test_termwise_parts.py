@@ -48,7 +48,7 @@ def test_a_decoders_own_scale_is_that_of_the_first_term() -> None:
     reverse = ReverseChain(DataDenoiser(network), forward, (3,), decoder=GaussianDecoder(0.3))
     x_0, noise, t = normal(6, 3, seed=1), normal(6, 3, seed=2), torch.ones(6, dtype=torch.int64)
     step = forward.step(t, x_0, 1)
-    x0_hat = reverse.predict(step.alpha * x_0 + step.sigma * noise, t, step).x0_hat
+    x0_hat = reverse.predict(step.alpha * x_0 + step.sigma * noise, step).x0_hat
     expected = known_terms(reverse).constant[0] + known_terms(reverse).weight[0] * (
         x_0 - x0_hat
     ).square().sum(1)

@@ -177,7 +177,7 @@ class VariationalDequantizer(Dequantizer, nn.Module):
         _check_decoder(reverse)
         reverse.check_data(x_0, context)
         generator = torch.Generator().manual_seed(seed)
-        bound = VariationalBound(generator=generator) if objective is None else objective
+        bound = VariationalBound(seed=generator) if objective is None else objective
         parameters = list(self.parameters())
         optimizer = torch.optim.Adam(parameters, lr=learning_rate)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrodiff.checks import check_types, short
-from pyrodiff.serialization import netcdf, write_bytes
+from pyrodiff.serialization import netcdf_content, write_bytes
 from pyrodiff.serialization.netcdf import checksummed, read_netcdf
 
 __all__ = ["LogLikelihood", "Mean", "sample_checksums"]
@@ -311,7 +311,7 @@ class LogLikelihood:
     def save(self, path: str | Path, **attributes: Any) -> None:
         """Write netCDF, atomically; ``attributes`` are kept beside the result's own."""
         dataset = self.to_dataset(**attributes)
-        write_bytes(Path(path), checksummed(netcdf(dataset)))
+        write_bytes(Path(path), checksummed(netcdf_content(dataset)))
 
     @classmethod
     def load(cls, path: str | Path) -> "LogLikelihood":

@@ -14,7 +14,7 @@ from pyrodiff.networks.layers import (
     check_dropout,
     check_input,
     check_multiple,
-    check_positive,
+    check_sizes,
     checked_event_shape,
     zeroed,
 )
@@ -107,7 +107,7 @@ class ResidualConvNet(nn.Module):
     ) -> None:
         super().__init__()
         self.event_shape = checked_event_shape(event_shape, axes=3)
-        check_positive(channels=channels, blocks=blocks, heads=heads)
+        check_sizes(channels=channels, blocks=blocks, heads=heads)
         check_dropout(dropout)
         check_multiple("channels", channels, heads)
         if levels < 0 or levels == 1:

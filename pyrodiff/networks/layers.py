@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyrodiff.checks import check_count
+
 __all__ = [
     "Conditioning",
     "FourierFeatures",
     "check_dropout",
     "check_input",
     "check_multiple",
-    "check_positive",
+    "check_sizes",
     "checked_event_shape",
     "flat_context",
     "output_shape",
@@ -89,11 +91,10 @@ def output_shape(event_shape: tuple[int, ...], learned_variance: bool) -> tuple[
     return (event_shape[0] * (1 + learned_variance), *event_shape[1:])
 
 
-def check_positive(**sizes: int) -> None:
+def check_sizes(**sizes: int) -> None:
     """Raise ValueError for a size below 1."""
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"Expected {name} to be 1 or more; got {size}.")
+        check_count(name, size)
 
 
 def check_dropout(dropout: float) -> None:

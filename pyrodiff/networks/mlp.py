@@ -14,7 +14,7 @@ from pyrodiff.networks.layers import (
     FourierFeatures,
     check_dropout,
     check_input,
-    check_positive,
+    check_sizes,
     checked_event_shape,
     output_shape,
     zeroed,
@@ -56,7 +56,7 @@ class ResidualMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.event_shape = checked_event_shape(event_shape)
-        check_positive(width=width, blocks=blocks)
+        check_sizes(width=width, blocks=blocks)
         check_dropout(dropout)
         self.width, self.blocks, self.context_size = width, blocks, context_size
         self.learned_variance, self.fourier = learned_variance, tuple(fourier)

@@ -12,7 +12,7 @@ from pyrodiff.networks.layers import (
     check_dropout,
     check_input,
     check_multiple,
-    check_positive,
+    check_sizes,
     checked_event_shape,
     flat_context,
     output_shape,
@@ -90,7 +90,7 @@ class UNet(nn.Module):
 
     def _checked_sizes(self) -> tuple[bool, ...]:
         """Return whether each resolution attends; raise ValueError where sizes do not fit."""
-        check_positive(layers=self.layers, head_size=self.head_size, norm_groups=self.norm_groups)
+        check_sizes(layers=self.layers, head_size=self.head_size, norm_groups=self.norm_groups)
         if not self.channels:
             raise ValueError("Expected channels for one resolution or more; got none.")
         for channels in self.channels:

@@ -79,8 +79,8 @@ def _affine(reverse: ReverseChain, t: int, like: Tensor) -> _Affine:
     random = (random * torch.tensor([[1.0], [8.0]], dtype=torch.float64)).to(wide)
     zero, units = wide.new_zeros(1, size), torch.eye(size).to(wide)
     points = torch.cat([zero, units, random]).reshape(-1, *shape)
-    step = reverse.forward_chain.step(t, points, len(shape))
-    values = reverse.predict(points, t, step).x0_hat.reshape(-1, size).to("cpu", torch.float64)
+    step = reverse.step(t, points)
+    values = reverse.predict(points, step).x0_hat.reshape(-1, size).to("cpu", torch.float64)
     offset, matrix = values[0], (values[1 : size + 1] - values[0]).T
     expected = random.to("cpu", torch.float64) @ matrix.T + offset
     error = float((values[size + 1 :] - expected).abs().max())

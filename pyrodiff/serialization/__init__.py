@@ -6,6 +6,7 @@ weights         tensors in safetensors
 netcdf          results
 files, folders  written whole or not at all; marked and locked
 fingerprint     by which a model is recognised
+models          a reverse chain as a folder; imported where chains are
 
 A file is made in memory and then written as ``files`` does: a reader sees the old file or the new
 one.  Files that are read may come from anywhere: their size, depth and names are checked before
@@ -13,12 +14,11 @@ anything is made of them, and whatever is wrong with one is a ValueError that na
 """
 
 from pyrodiff.serialization.config import read_config, write_config
-from pyrodiff.serialization.descriptions import build, describe, entry, network_shapes
+from pyrodiff.serialization.descriptions import describe, entry
 from pyrodiff.serialization.files import write_atomically, write_bytes
 from pyrodiff.serialization.fingerprint import fingerprint
-from pyrodiff.serialization.netcdf import netcdf
+from pyrodiff.serialization.netcdf import netcdf_content
 from pyrodiff.serialization.weights import (
-    check_network,
     check_shapes,
     load_weights,
     read_weights,
@@ -26,15 +26,12 @@ from pyrodiff.serialization.weights import (
 )
 
 __all__ = [
-    "build",
-    "check_network",
     "check_shapes",
     "describe",
     "entry",
     "fingerprint",
     "load_weights",
-    "netcdf",
-    "network_shapes",
+    "netcdf_content",
     "read_config",
     "read_weights",
     "write_atomically",

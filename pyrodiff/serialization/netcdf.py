@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pyrodiff.checks import reason, short
 
-__all__ = ["checksummed", "netcdf", "read_netcdf"]
+__all__ = ["checksummed", "netcdf_content", "read_netcdf"]
 
 _MARK = b"\npyrodiff sha256 "
 _END = len(_MARK) + 64
@@ -112,7 +112,7 @@ def _plain(value: Any) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def netcdf(dataset: Any) -> bytes:
+def netcdf_content(dataset: Any) -> bytes:
     """An ``xarray.Dataset`` as the content of a netCDF file.
 
     It is made in memory: HDF5 ends the process where a disk is full.

@@ -3,20 +3,17 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyrodiff.checks import reason, short
 from pyrodiff.serialization.config import check_is_file
-from pyrodiff.serialization.descriptions import network_shapes
 from pyrodiff.serialization.files import write_bytes
 
-__all__ = ["check_network", "check_shapes", "load_weights", "read_weights", "write_weights"]
+__all__ = ["check_shapes", "load_weights", "read_weights", "shapes", "write_weights"]
 
 _CHECKSUM = "pyrodiff.sha256"
-_NETWORK = "denoiser.network."  # of names in a state dict
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -78,28 +75,10 @@ def check_shapes(
         )
 
 
-def check_network(config: Any, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Compare a described network with its weights, before there is memory for the network.
-
-    A few bytes of a description can ask for any number of layers of any size; a file of weights has
-    what it has.
-
-    Raises:
-        ValueError: weights that do not fit; what ``descriptions.build`` raises.
-    """
-    denoiser = config.get("denoiser") if isinstance(config, dict) else None
-    network = denoiser.get("network") if isinstance(denoiser, dict) else None
-    if not isinstance(network, dict) or network.get("external"):
-        return  # said by ``build_parts``, with whatever else is missing
-    got = {name: shape for name, shape in _shapes(weights).items() if name.startswith(_NETWORK)}
-    shapes = network_shapes(network, 2 * len(got) + 100).items()
-    check_shapes({f"{_NETWORK}{name}": shape for name, shape in shapes}, got, source)
-
-
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
     """Load a state dict whole; names, shapes or kinds of numbers that differ raise a ValueError."""
     state = module.state_dict()
-    check_shapes(_shapes(state), _shapes(weights), source)
+    check_shapes(shapes(state), shapes(weights), source)
     for name, value in weights.items():
         floats = state[name].is_floating_point()
         if (value.dtype not in _DTYPES) if floats else (value.dtype != state[name].dtype):
@@ -111,5 +90,6 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path) ->
         module.load_state_dict(weights)
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of weights by name."""
     return {name: tuple(value.shape) for name, value in state.items()}

@@ -33,7 +33,7 @@ from pyrodiff.chains import ReverseChain
 from pyrodiff.checks import check_count
 from pyrodiff.denoisers import MeanDenoiser
 from pyrodiff.finite import failed_at
-from pyrodiff.kernels import Step, marginal_coefficients
+from pyrodiff.kernels import marginal_coefficients
 from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.flow.solver import solve
 from pyrodiff.likelihood.paths.weights import last, path_rows, predict
@@ -66,14 +66,6 @@ def divergence(y: Tensor, x: Tensor, probe: Tensor | None) -> Tensor:
     return total
 
 
-def _timestep(table: Tensor, log_snr: Tensor) -> Tensor:
-    """t of each λ, linear between the knots λ_1 … λ_T of the table."""
-    table = table.to(log_snr.device)
-    right = torch.searchsorted(-table, -log_snr).clamp(1, len(table) - 1)
-    above, below = table[right - 1], table[right]
-    return right + (above - log_snr) / (above - below)
-
-
 class _Flow(NamedTuple):
     """The slope of (x, ∫ div dλ), a row's state of d + 1 numbers in float64."""
 
@@ -83,14 +75,9 @@ class _Flow(NamedTuple):
 
     def drift(self, x: Tensor, log_snr: Tensor, context: Tensor | None) -> Tensor:
         """dx/dλ at x of shape (n, *event_shape) and λ of shape (n,), by one network call."""
-        wide = log_snr.reshape(-1, *(1 for _ in self.reverse.event_shape))
-        alpha, sigma = (value.to(x.dtype) for value in marginal_coefficients(wide))
-        # The other coefficients are those of a step, and between steps there are none.
-        nothing = (torch.full_like(alpha, torch.nan) for _ in range(4))
-        time = wide.to(torch.promote_types(x.dtype, torch.float32))
-        t = _timestep(self.reverse.forward_chain.log_snr, log_snr)
-        x0_hat = self.reverse.predict(x, t, Step(time, alpha, sigma, *nothing), context).x0_hat
-        return 0.5 * alpha * (x0_hat - alpha * x)
+        level = self.reverse.level(log_snr, x)
+        x0_hat = self.reverse.predict(x, level, context).x0_hat
+        return 0.5 * level.alpha * (x0_hat - level.alpha * x)
 
     def slope(self, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The solver's f(λ, state, rows), with the network's arithmetic in ``dtype``."""
@@ -260,5 +247,7 @@ class ProbabilityFlow(Estimator):
         ends, bounds = (float(log_snr[0]), float(log_snr[-1])), (self.rtol, self.atol)
         y, calls, lost_at = solve(flow.slope(x_1.dtype), state, *ends, *bounds, self.max_steps)
         log_p_T = -0.5 * (y[:, :-1].square() + math.log(2 * math.pi)).sum(1)
-        failed = torch.where(lost_at.isnan(), 0.0, _timestep(log_snr, lost_at).ceil()).long()
+        failed = torch.where(
+            lost_at.isnan(), 0.0, flow.reverse.forward_chain.times(lost_at).ceil()
+        ).long()
         return _Solves(log_p_T + y[:, -1], calls, failed)

@@ -156,7 +156,7 @@ class MarginalTwist(Twist):
     ) -> Tensor:
         chain = reverse.forward_chain
         log_snr = chain.log_snr[t - 1]
-        step = chain.step(t, x_t, len(reverse.event_shape))
+        step = reverse.step(t, x_t)
         squares = (x_t - step.alpha * x_0).flatten(1).square().sum(1).double()
         log_q = -0.5 * squares * (-logsigmoid(-log_snr)).exp().item()
         return log_q - self.mixture.noised(log_snr).log_prob(x_t.flatten(1)).to(log_q)

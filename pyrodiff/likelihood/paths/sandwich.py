@@ -30,8 +30,7 @@ from torch import Tensor
 from pyrodiff import kernels
 from pyrodiff.chains import ReverseChain
 from pyrodiff.checks import check_count
-from pyrodiff.decoders import check_finite
-from pyrodiff.finite import NOTHING_FAILED, Failures, failed_at
+from pyrodiff.finite import NOTHING_FAILED, Failures, check_finite, failed_at
 from pyrodiff.likelihood.estimator import Batch, noise_seed
 from pyrodiff.likelihood.paths.weights import Move, path_weights
 from pyrodiff.likelihood.result import Kind, LogLikelihood, Mean, sample_checksums
@@ -83,7 +82,7 @@ def generate(
     The path is float64, x_0 rounded to what ``reverse.sample`` gives; log w is that of the rounded
     one.  The last entry is the step at which a row failed, (n,), 0 where it did not.
     """
-    chain, event_dim, like = reverse.forward_chain, len(reverse.event_shape), reverse._reference()
+    chain, event_dim, like = reverse.forward_chain, len(reverse.event_shape), reverse.prototype()
     x_t, failed = streams.normal(chain.carry(like, exact=True)), NOTHING_FAILED
     total = reverse.prior(x_t).log_prob(x_t).double()
     for t in range(reverse.num_steps, 1, -1):

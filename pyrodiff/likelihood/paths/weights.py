@@ -89,8 +89,8 @@ def move(
     gap = x_0 - prediction.x0_hat
     if not reverse.variance.learned:
         return Move(x, _finite_or_nan(_fixed_log_ratio(reverse, gap, step, shift)))
-    wide = reverse.forward_chain.step(t, x_t, len(reverse.event_shape))
-    log_variance = reverse.variance.log_variance(wide, prediction.raw_variance)
+    wide = reverse.step(t, x_t)
+    log_variance = reverse.log_variance(wide, prediction)
     log_rho, gap = wide.log_small - log_variance, gap * wide.c_0
     each = 0.5 * (log_rho - torch.expm1(log_rho) * noise.square())
     each -= gap * torch.add(shift, gap, alpha=0.5) * (-log_variance).exp()
@@ -112,16 +112,13 @@ def _fixed_log_ratio(reverse: ReverseChain, gap: Tensor, step: Step, shift: Tens
 
 def last(reverse: ReverseChain, x_1: Tensor, x_0: Tensor, prediction: Prediction) -> Tensor:
     """log p_θ(x_0 | x_1), nats, float64, shape (rows,); NaN where it is not finite."""
-    step = reverse.forward_chain.step(1, x_1, len(reverse.event_shape))
-    log_variance = reverse.variance.log_variance(step, prediction.raw_variance)
-    law = reverse.decoder.distribution(x_1, prediction.x0_hat, log_variance, step)
-    return _finite_or_nan(law.log_prob(x_0).sum(_axes(x_1)).double())
+    law = reverse.decode(x_1, prediction=prediction)
+    return _finite_or_nan(law.log_prob(x_0).double())
 
 
 def predict(reverse: ReverseChain, x_t: Tensor, t: int, context: Tensor | None) -> Prediction:
     """One network call at (x_t, t)."""
-    step = reverse.forward_chain.step(t, x_t, len(reverse.event_shape))
-    return reverse.predict(x_t, t, step, context)
+    return reverse.predict(x_t, reverse.step(t, x_t), context)
 
 
 def log_ratios(

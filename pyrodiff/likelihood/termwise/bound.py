@@ -210,7 +210,7 @@ class _Scorer:
     def reconstruction(self) -> Tensor | None:
         """−E log p(x_0 | x_1) where the decoder explains x_0 without the network, (n,), nats."""
         x_0 = self.batch.x_0
-        step = self.reverse.forward_chain.step(1, x_0, len(self.reverse.event_shape))
+        step = self.reverse.step(1, x_0)
         known = self.reverse.decoder.expected_log_prob(x_0, step)
         return None if known is None else -known.flatten(1).sum(1)
 

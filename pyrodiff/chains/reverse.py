@@ -1,0 +1,302 @@
+r"""The model p_θ(x_0:T), the reverse chain."""
+
+import itertools
+from typing import Any, cast
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from pyrodiff import samplers
+from pyrodiff.chains.forward import ForwardChain, unique_name
+from pyrodiff.checks import check_count
+from pyrodiff.decoders import Decoder, GaussianDecoder, check_data
+from pyrodiff.denoisers import Denoiser, Prediction
+from pyrodiff.finite import check_finite
+from pyrodiff.kernels import Level, Step
+from pyrodiff.serialization.models import Parts, SavedModel
+from pyrodiff.variances import FixedLarge, Variance
+
+__all__ = ["ReverseChain"]
+
+
+def _repeat(batch: torch.Size, context: Tensor | None, level: Level) -> tuple[Tensor | None, Level]:
+    """Context and level of each row of a flattened batch."""
+
+    def flatten(value: Tensor) -> Tensor:
+        return value.expand(*batch, *value.shape[1:]).reshape(-1, *value.shape[1:])
+
+    if level.log_snr.dim():
+        level = level.map(flatten)
+    return None if context is None else flatten(context), level
+
+
+class ReverseChain(SavedModel, PyroModule):
+    """The model p_θ(x_0:T), whose transitions are neural.
+
+    Args:
+        denoiser: x̂_0(x_t) from a network.
+        forward: the forward chain that it inverts.
+        event_shape: the shape of one sample.
+        variance: Σ_θ of the transitions; default ``FixedLarge()``.
+        decoder: p_θ(x_0 | x_1); default ``GaussianDecoder()``.
+        name: the prefix of its parameters in Pyro's parameter store; unique by default.
+
+    Attributes:
+        forward_chain: the forward chain; not a submodule, as several models may share one.
+        num_steps: T.
+        event_dim: how many axes one sample has.
+
+    Raises:
+        TypeError: a part that is not of the kind expected.
+        ValueError: an empty event shape.
+
+    Examples:
+        >>> from pyrodiff.denoisers import NoiseDenoiser
+        >>> from pyrodiff.networks import ResidualMLP
+        >>> from pyrodiff.schedules import LogSNRSchedule
+        >>> forward = ForwardChain(LogSNRSchedule(), num_steps=10)
+        >>> reverse = ReverseChain(NoiseDenoiser(ResidualMLP((2,))), forward, event_shape=(2,))
+        >>> reverse.sample(5, seed=0).shape
+        torch.Size([5, 2])
+    """
+
+    event_shape: torch.Size
+    event_dim: int
+    num_steps: int
+    forward_chain: ForwardChain
+    variance: Variance
+    decoder: Decoder
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        forward: ForwardChain,
+        event_shape: tuple[int, ...],
+        variance: Variance | None = None,
+        decoder: Decoder | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(name=name or unique_name("reverse_chain"))
+        variance = FixedLarge() if variance is None else variance
+        decoder = GaussianDecoder() if decoder is None else decoder
+        for label, part, kind in (
+            ("denoiser", denoiser, Denoiser),
+            ("forward", forward, ForwardChain),
+            ("variance", variance, Variance),
+            ("decoder", decoder, Decoder),
+        ):
+            if not isinstance(part, kind):
+                raise TypeError(f"Expected {label} to be a {kind.__name__}; got {part!r}.")
+        self.event_shape = torch.Size(event_shape)
+        if len(self.event_shape) == 0 or self.event_shape.numel() == 0:
+            raise ValueError(f"Expected a non-empty event_shape; got {tuple(event_shape)}.")
+        self.denoiser = denoiser
+        self.variance = variance
+        self.decoder = decoder
+        self.event_dim, self.num_steps = len(self.event_shape), forward.num_steps
+        self.__dict__["forward_chain"] = forward  # not a submodule: several models may share one
+
+    # -- the densities of the chain ------------------------------------------------------------
+
+    def step(self, t: Tensor | int, x: Tensor) -> Step:
+        """The steps ``t`` (1 … T), an integer or shape (N,), cast and shaped like ``x``."""
+        return self.forward_chain.step(t, x, self.event_dim)
+
+    def level(self, log_snr: Tensor, x: Tensor) -> Level:
+        """The level of any log-SNR, shape () or (N,), float64, cast and shaped like ``x``."""
+        return self.forward_chain.level(log_snr, x, self.event_dim)
+
+    def predict(
+        self, x_t: Float[Tensor, "..."], level: Level, context: Tensor | None = None
+    ) -> Prediction:
+        """x̂_0 and the raw variance at x_t of shape (*batch, *event_shape); one network call.
+
+        ``level`` and ``context`` belong to the rightmost batch axis; further batch axes on the
+        left (particles) share them.
+        """
+        batch = x_t.shape[: x_t.dim() - self.event_dim]
+        flat = x_t.reshape(-1, *self.event_shape)
+        if len(batch) > 1:
+            context, level = _repeat(batch, context, level)
+        x0_hat, raw = self._denoiser()(flat, level, context, self.variance.learned)
+        if len(batch) == 1:
+            return Prediction(x0_hat, raw)
+        return Prediction(x0_hat.reshape(x_t.shape), raw if raw is None else raw.reshape(x_t.shape))
+
+    def _denoiser(self) -> Denoiser:
+        """Not ``self.denoiser``, which inside a Pyro program registers every parameter anew."""
+        return cast(Denoiser, self._modules["denoiser"])
+
+    def log_variance(self, step: Step, prediction: Prediction) -> Tensor:
+        """log Σ_θ of p_θ(x_{t−1} | x_t), isotropic or of the shape of x_t."""
+        return self.variance.log_variance(step, prediction.raw_variance)
+
+    def transition(self, x_t: Tensor, t: int, context: Tensor | None = None) -> dist.Independent:
+        """p_θ(x_{t−1} | x_t) for t = 2 … T, x_t of shape (*batch, *event_shape)."""
+        step = self.step(t, x_t)
+        prediction = self.predict(x_t, step, context)
+        scale = (0.5 * self.log_variance(step, prediction)).exp()
+        mean = step.mean(prediction.x0_hat, x_t)
+        normal = dist.Normal(mean, scale.expand(mean.shape), validate_args=False)
+        return normal.to_event(self.event_dim)
+
+    def decode(
+        self, x_1: Tensor, context: Tensor | None = None, prediction: Prediction | None = None
+    ) -> dist.Independent:
+        """p_θ(x_0 | x_1), x_1 of shape (*batch, *event_shape); by one network call, or none.
+
+        Args:
+            x_1: shape (*batch, *event_shape).
+            context: shape (N, …) or None.
+            prediction: the denoiser's at (x_1, 1), where it is known.
+        """
+        step = self.step(1, x_1)
+        if prediction is None:
+            prediction = self.predict(x_1, step, context)
+        log_variance = self.log_variance(step, prediction)
+        law = self.decoder.distribution(x_1, prediction.x0_hat, log_variance, step)
+        return law.to_event(self.event_dim)
+
+    # -- the Pyro program ----------------------------------------------------------------------
+
+    def forward(
+        self,
+        x_0: Tensor | None = None,
+        context: Tensor | None = None,
+        num_samples: int | None = None,
+    ) -> Tensor:
+        """The Pyro program: sites ``x_T`` … ``x_1`` and ``x_0``, observed where data is given.
+
+        Pyro's handlers have an argument of their own named ``context``: through ``SVI``, an ELBO
+        or ``Predictive`` hand it in by position, ``svi.step(x_0, context)``.
+
+        Args:
+            x_0: data of shape (N, *event_shape), or None to run the program generatively.
+            context: shape (N, …), handed to the network at every step.
+            num_samples: how many samples in the plate ``"data"`` when there is no data (default:
+                as many as there are contexts, or 1).
+
+        Raises:
+            ValueError: data of another event shape, not finite, or not for this decoder.
+        """
+        if x_0 is not None:
+            self.check_data(x_0, context)
+            x_0, num_samples = self.forward_chain.carry(x_0), len(x_0)
+        else:
+            num_samples = samplers.count_samples(num_samples, context)
+        like = self.prototype() if x_0 is None else x_0
+        denoiser = self.denoiser  # the access registers the network with Pyro, once
+        assert isinstance(denoiser, nn.Module)
+        with pyro.plate("data", num_samples, dim=-1):
+            x_t = pyro.sample(f"x_{self.num_steps}", self.prior(like))
+            for t in range(self.num_steps, 1, -1):
+                x_t = pyro.sample(f"x_{t - 1}", self.transition(x_t, t, context))
+            return pyro.sample("x_0", self.decode(x_t, context), obs=x_0)
+
+    def prior(self, like: Tensor) -> dist.Independent:
+        """p(x_T) = N(0, I) over one event, with the dtype and device of ``like``."""
+        normal = dist.Normal(like.new_zeros(()), like.new_ones(()), validate_args=False)
+        return normal.expand(self.event_shape).to_event(self.event_dim)
+
+    def register(self) -> None:
+        """Register the parameters with Pyro, as calling the program does, without running it."""
+        with self._pyro_context:
+            self.denoiser  # noqa: B018  (the access is what registers)
+
+    def check_data(self, x_0: Tensor, context: Tensor | None = None, values: bool = True) -> None:
+        """Raise ValueError unless ``x_0`` is finite data (N, *event_shape) for this decoder.
+
+        Contexts must be one per sample, and finite.  With ``values=False`` the shapes and the
+        dtype alone are looked at.  Anything but a tensor is a TypeError.
+        """
+        check_data(x_0, self.event_shape, self.decoder, values)
+        if context is None:
+            return
+        if len(context) != len(x_0):
+            raise ValueError(f"Expected {len(x_0)} contexts, one per sample; got {len(context)}.")
+        if values:
+            check_finite(context, "contexts")
+
+    def prototype(self) -> Tensor:
+        """An empty tensor with the dtype and on the device that samples are drawn in."""
+        for tensor in itertools.chain(self.parameters(), self.buffers()):
+            if tensor.dtype.is_floating_point:
+                return self.forward_chain.carry(tensor.detach().new_empty(()))
+        return self.forward_chain.carry(torch.empty(()))
+
+    # -- sampling ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_samples: int | None = None,
+        *,
+        context: Tensor | None = None,
+        seed: int | None = None,
+        batch_size: int = 256,
+        trajectory: bool = False,
+    ) -> Tensor:
+        """Ancestral samples of x_0 (Ho et al., 2020, algorithm 2), drawn from p_θ(x_0 | x_1) last.
+
+        Sample i is a function of (seed, i) and its context alone: neither the number of samples
+        nor the batch size changes it (but for the rounding of the network's arithmetic).
+
+        Args:
+            num_samples: N; default one per context, or 1.
+            context: shape (N, …) or None.
+            seed: of the noise streams; drawn from torch's global generator where None.
+            batch_size: samples per network call.
+            trajectory: return x_0, x_1, …, x_T stacked, shape (T + 1, N, *event_shape).
+
+        Returns:
+            x_0 of shape (N, *event_shape), or the trajectory, float32 at least.
+
+        Warns:
+            UserWarning: a network that returned NaN or infinity: such samples are NaN.
+        """
+        num_samples = samplers.count_samples(num_samples, context)
+        check_count("batch_size", batch_size)
+        if context is not None:
+            check_finite(context, "contexts")
+        if seed is None:
+            seed = int(torch.randint(2**31, ()))
+        states = samplers.sample(
+            self,
+            num_samples,
+            context=context,
+            seed=seed,
+            batch_size=batch_size,
+            trajectory=trajectory,
+        )
+        return states if trajectory else states[0]
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def parts(self) -> Parts:
+        """What the chain is made of."""
+        chain = self.forward_chain
+        return Parts(
+            schedule=chain.schedule,
+            num_steps=chain.num_steps,
+            order=chain.order,
+            denoiser=self._denoiser(),
+            event_shape=tuple(self.event_shape),
+            variance=self.variance,
+            decoder=self.decoder,
+        )
+
+    @classmethod
+    def assemble(cls, parts: Parts) -> Self:
+        """The chain of these parts."""
+        forward = ForwardChain(parts.schedule, parts.num_steps, order=parts.order)
+        return cls(parts.denoiser, forward, parts.event_shape, parts.variance, parts.decoder)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy (a moving average, say) must not share Pyro parameters with its original.
+        super().__setstate__(state)
+        self._pyro_name = unique_name("reverse_chain")

@@ -1,0 +1,144 @@
+r"""A batch at its steps of the chain, and the term of the bound there."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyrodiff.chains import ReverseChain
+from pyrodiff.denoisers import Prediction
+from pyrodiff.finite import has_values
+from pyrodiff.kernels import Step, gaussian_kl
+
+__all__ = ["Visit", "unchecked_term", "variational_term"]
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """A batch taken to its steps by one network call: what every objective is a function of.
+
+    Args:
+        reverse: the model.
+        x_0: data, shape (N, *event_shape).
+        t: of each sample, 1 … T, shape (N,), int64, on the CPU.
+        step: the chain's coefficients there, of shape (N, 1, …).
+        x_t: α_t x_0 + σ_t ε.
+        prediction: the denoiser's at (x_t, t).
+    """
+
+    reverse: ReverseChain
+    x_0: Tensor
+    t: Tensor
+    step: Step
+    x_t: Tensor
+    prediction: Prediction
+
+    @classmethod
+    def of(
+        cls,
+        reverse: ReverseChain,
+        x_0: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        context: Tensor | None = None,
+    ) -> "Visit":
+        """The visit of steps ``t`` with given noise."""
+        step = reverse.step(t, x_0)
+        x_t = step.noised(x_0, noise)
+        return cls(reverse, x_0, t, step, x_t, reverse.predict(x_t, step, context))
+
+    def squared_error(self) -> Tensor:
+        """‖x_0 − x̂_0‖², shape (N,)."""
+        axes = tuple(range(-self.reverse.event_dim, 0))
+        return (self.x_0 - self.prediction.x0_hat).square().sum(axes)
+
+    def per_sample(self, value: Tensor) -> Tensor:
+        """A coefficient of the step as shape (N,)."""
+        return value.reshape(-1).expand(len(self.x_0))
+
+    def noise_error(self) -> Tensor:
+        """‖ε − ε̂‖², shape (N,)."""
+        return self.per_sample((self.step.alpha / self.step.sigma) ** 2) * self.squared_error()
+
+    def variational_term(self, stop_mean: bool = False) -> Tensor:
+        """KL_t for t ≥ 2, −log p(x_0 | x_1) for t = 1; shape (N,), nats.
+
+        Args:
+            stop_mean: let no gradient into x̂_0, so that the variance alone is trained.
+        """
+        reverse, step = self.reverse, self.step
+        x0_hat = self.prediction.x0_hat.detach() if stop_mean else self.prediction.x0_hat
+        log_variance = reverse.log_variance(step, self.prediction)
+        terms = gaussian_kl(
+            self.x_0 - x0_hat, step.log_small, log_variance, reverse.event_dim, step.c_0
+        )
+        log_variance = log_variance.expand(len(x0_hat), *log_variance.shape[1:])
+
+        def reconstruction(rows: Tensor | slice) -> Tensor:
+            first, spread = step.map(lambda value: value[rows]), log_variance[rows]
+            law = reverse.decoder.distribution(self.x_t[rows], x0_hat[rows], spread, first)
+            return -law.to_event(reverse.event_dim).log_prob(self.x_0[rows])
+
+        if not has_values(self.t):  # under torch.func.vmap no rows can be chosen
+            at_one = self.t.to(terms.device) == 1
+            return torch.where(at_one, reconstruction(slice(None)), terms)
+        rows = (self.t == 1).nonzero().flatten()
+        if len(rows):
+            rows = rows.to(terms.device)
+            terms = terms.index_put((rows,), reconstruction(rows))
+        return terms
+
+
+def variational_term(
+    reverse: ReverseChain,
+    x_0: Float[Tensor, "n *event"],
+    t: Tensor | int,
+    noise: Float[Tensor, "n *event"],
+    context: Tensor | None = None,
+) -> Float[Tensor, " n"]:
+    r"""One term of the bound for given noise (Ho et al., 2020, equation 5).
+
+        KL(q(x_{t−1} | x_t, x_0) ‖ p_θ(x_{t−1} | x_t))   for t ≥ 2
+        −log p_θ(x_0 | x_1)                              for t = 1
+
+    Args:
+        reverse: the model.
+        x_0: data, shape (N, *event_shape).
+        t: 1 … T, an integer or shape (N,).
+        noise: ε in x_t = α_t x_0 + σ_t ε, of the shape of the data.
+        context: shape (N, …) or None.
+
+    Returns:
+        nats, shape (N,), in the data's dtype, float32 at least.
+
+    ``torch.func.vmap`` maps it over samples, so that ``vmap(grad(…))`` gives each one's gradient;
+    what can only be checked by a look at numbers is not checked there.
+
+    Raises:
+        TypeError: data that are no tensor.
+        ValueError: data that the model cannot explain, noise of another shape, t out of range or
+            not integers.
+    """
+    reverse.check_data(x_0, context)
+    if noise.shape != x_0.shape:
+        raise ValueError(f"Expected noise of shape {tuple(x_0.shape)}; got {tuple(noise.shape)}.")
+    x_0 = reverse.forward_chain.carry(x_0)
+    steps = torch.as_tensor(t).cpu().reshape(-1)
+    if steps.is_floating_point() or len(steps) not in (1, len(x_0)):
+        raise ValueError(
+            f"Expected t to be an integer or integers of shape ({len(x_0)},); got {t}."
+        )
+    steps = steps.expand(len(x_0))
+    if has_values(steps) and not (steps.min() >= 1 and steps.max() <= reverse.num_steps):
+        raise ValueError(
+            f"Expected t in 1 … {reverse.num_steps}; got {int(steps.min())} to {int(steps.max())}."
+        )
+    return unchecked_term(reverse, x_0, steps, noise.to(x_0.dtype), context)
+
+
+def unchecked_term(
+    reverse: ReverseChain, x_0: Tensor, t: Tensor, noise: Tensor, context: Tensor | None
+) -> Tensor:
+    """``variational_term`` of arguments that were checked before; t of shape (N,) on the CPU."""
+    return Visit.of(reverse, x_0, t, noise, context).variational_term()
