@@ -15,7 +15,6 @@ from pyrodiff import serialization
 from pyrodiff.comparison import Difference
 from pyrodiff.runs.build import load_model
 from pyrodiff.runs.pictures import samples_png
-from pyrodiff.runs.report import folder as report_folder
 from pyrodiff.runs.report.figures import Figure, draw_figures
 from pyrodiff.runs.report.folder import GENERATOR, settle_files, value_name
 from pyrodiff.runs.report.text import Report, Table, facts, reading, tables, words
