@@ -63,7 +63,13 @@ class _PlainConfig(ActionConfigFile):
         settings = read_plain(Path(values))
         if not isinstance(settings, dict):
             raise ValueError(f"Expected settings by name in {values}; got {short(settings)}.")
-        super().__call__(parser, cfg, yaml.safe_dump(present_names(settings)), option_string)
+        settings = present_names(settings)
+        options = {action.dest for action in parser._actions} - {"config", "print_config", "help"}
+        if unknown := sorted(settings.keys() - options):
+            raise ValueError(
+                f"Expected names of options in {values}; got unknown {short(unknown[0])}."
+            )
+        super().__call__(parser, cfg, yaml.safe_dump(settings), option_string)
 
 
 def _parser(description: str) -> ArgumentParser:

@@ -28,6 +28,7 @@ from pyrodiff.runs.dataset import describe, load_source
 from pyrodiff.runs.groups import group, unique_names
 from pyrodiff.runs.report.folder import GENERATOR
 from pyrodiff.runs.settings import EvaluationSettings, FitSettings, recipe
+from pyrodiff.runs.splits import evaluate_split
 
 TINY = {"network": "mlp", "width": 8, "blocks": 1, "num_steps": 12, "calls": 16}
 TINY["validation_calls"] = 8
@@ -252,8 +253,8 @@ def test_other_data_or_units(runs, moons, tmp_path: Path, capsys, monkeypatch) -
     [
         ("none", "Expected at least two runs; got 1."),
         ("none other", "Expected a run's folder; got 'none'"),
-        ("none other --repeats 0", "Expected repeats >= 1; got 0"),
-        ("none other --processes 0", "Expected processes >= 1; got 0"),
+        ("none other --repeats 0", "repeats to be an integer >= 1; got 0"),
+        ("none other --processes 0", "processes to be an integer >= 1; got 0"),
         ("none other --estimator imprtance", "did you mean 'importance'?"),
         ("none other --output a.pdf", "to end in .html; got a.pdf"),
         ("none other --saved --seed 3 --limit 2", "with saved ones; got limit, seed"),
@@ -313,7 +314,7 @@ def test_paired_seeds(runs: dict[str, Path], tmp_path: Path, monkeypatch, capsys
     names = [str(runs["a-1"]), str(runs["a-0"]), str(runs["b"]), str(other)]
     assert main(["compare", *names, "--saved", "--paired-seeds"]) == 0
     page = Page(Path("comparison.html").read_text("utf-8"))
-    assert "--saved --paired_seeds" in page.text
+    assert "--saved --paired-seeds" in page.text
     held = {name: LogLikelihood.load(Path(name) / "evaluation.nc") for name in names}
     ordered = {"a": [held[names[1]], held[names[0]]], "b": [held[names[2]], held[names[3]]]}
     expected = compare(ordered, paired_seeds=True).differences[0]

@@ -25,8 +25,9 @@ from pyrodiff.cli import main
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood, PathBound, TermwiseBound
 from pyrodiff.runs.build import load_model, make_estimator
 from pyrodiff.runs.choices import ESTIMATORS
+from pyrodiff.runs.folder import sealed
 from pyrodiff.runs.settings import EvaluationSettings
-from pyrodiff.runs.splits import evaluate_split
+from pyrodiff.runs.splits import evaluate_split, model_checksum
 from pyrodiff.runs.workers import share
 
 TINY = "--network mlp --width 8 --blocks 1 --steps 4 --validate_every 2 --num_steps 12 --quiet "
@@ -138,6 +139,29 @@ def test_existing_arguments_by_position(run: Path, monkeypatch: pytest.MonkeyPat
         runs.evaluate(str(run), split="tset")
 
 
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_weights_are_hashed_once(run: Path, command: str, tmp_path: Path, monkeypatch) -> None:
+    """Of every run, whatever the number of repeats."""
+    hashed: list[bytes] = []
+
+    def counted(config: Path, weights: bytes) -> str:
+        hashed.append(weights)
+        return model_checksum(config, weights)
+
+    other = shutil.copytree(run, tmp_path / "other")
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["fit"]["objective"] = "simple"
+    (other / "config.yaml").write_text(yaml.safe_dump(sealed(config), sort_keys=False))
+    for module in ("splits", "comparison"):
+        monkeypatch.setattr(f"pyrodiff.runs.{module}.model_checksum", counted)
+    folders = [str(run)] if command == "evaluate" else [str(run), str(other), "--repeats", "3"]
+    if command == "compare":
+        folders += ["--output", str(tmp_path / "page.html")]
+    options = ["--estimator", "path", "--limit", "4", "--quiet"]
+    assert main([command, *folders, *options]) == 0
+    assert len(hashed) == (1 if command == "evaluate" else 2)
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_by_name(run: Path, name: str, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -224,7 +248,7 @@ def test_resume_refuses_other_settings(run: Path, monkeypatch, capsys) -> None:
     try:
         weights.write_bytes(before[:-4] + b"\0\0\0\1")
         assert main([*command, "--resume"]) == 2
-        assert "another model_checksum" in capsys.readouterr().err
+        assert "got model_checksum: " in capsys.readouterr().err
     finally:
         weights.write_bytes(before)
     assert len(list(parts.glob("batch-*.nc"))) == len(asked) == 4

@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from pyrodiff.runs.build import make_model, make_objective
 from pyrodiff.runs.choices import CHOICES
 from pyrodiff.runs.settings import FitSettings, recipe
 from pyrodiff.schedules import LogSNRSchedule
-from pyrodiff.training import SeededBatches, Validations
+from pyrodiff.training import SeededBatches, SeededData, TrainingSettings, Validations
 from pyrodiff.training.loop import without_advice
 
 TINY = FitSettings(
@@ -99,6 +100,70 @@ def test_a_pass_repeats_no_sample() -> None:
 def test_batches_of_fewer_samples_than_asked_for() -> None:
     batches = list(SeededBatches(3, 32, 2, 0))
     assert [sorted(batch) for batch in batches] == [[0, 1, 2]] * 2
+
+
+# -- settings and data for any trainer -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "Expected steps to be an integer >= 1; got 0."),
+        ({"batch_size": 2.5}, "Expected batch_size to be an integer >= 1; got 2.5."),
+        ({"validation_calls": 1}, "Expected validation_calls to be an integer >= 2; got 1."),
+        ({"patience": -1}, "Expected patience to be an integer >= 0; got -1."),
+        ({"learning_rate": 0.0}, "Expected learning_rate to be positive and finite; got 0.0."),
+        ({"gradient_clip": math.inf}, "Expected gradient_clip to be positive and finite; got inf."),
+        ({"weight_decay": -1.0}, "Expected weight_decay >= 0; got -1.0."),
+        ({"ema_decay": 1.0}, "Expected 0 <= ema_decay < 1; got 1.0."),
+    ],
+)
+@pytest.mark.parametrize("kind", [TrainingSettings, FitSettings])
+def test_wrong_settings(kind: type[Any], settings: dict[str, Any], message: str) -> None:
+    """The settings of a run hold those of its training, and refuse the same."""
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        kind(**settings)
+
+
+def test_settings_of_a_run_hold_those_of_its_training() -> None:
+    whole = recipe(replace(TINY, ema_decay=0.5, seed=3), image=False, levels=None)
+    settings = whole.training()
+    assert settings.to_dict().items() <= whole.to_dict().items()
+    assert (settings.steps, settings.ema_decay, settings.seed) == (30, 0.5, 3)
+    assert TrainingSettings(validation_evaluations=4).validation_calls == 4
+
+
+def test_module_and_data_for_a_trainer_of_ones_own(points: data.DataSet, tmp_path: Path) -> None:
+    """Nothing of a run is needed, and ``fit`` trains the same weights."""
+    settings = TrainingSettings(
+        steps=6, batch_size=16, validate_every=3, validation_calls=4, ema_decay=0.0
+    )
+
+    def fresh() -> ReverseChain:
+        torch.manual_seed(0)
+        network = ResidualMLP((2,), width=8, blocks=1)
+        return ReverseChain(NoiseDenoiser(network), ForwardChain(LogSNRSchedule(), 20), (2,))
+
+    reverse = fresh()
+    module = training.DiffusionModule(reverse, NoiseLoss(), settings, points.log_density_offset())
+    with without_advice():
+        trainer = lightning.Trainer(
+            max_steps=6,
+            gradient_clip_val=settings.gradient_clip,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            devices=1,
+        )
+        trainer.fit(module, datamodule=SeededData(points, batch_size=16, length=3, seed=0))
+    assert len(module.validation_losses()) == len(points.validation)
+    fitted = training.fit(fresh(), NoiseLoss(), points, settings, tmp_path, progress=False)
+    last = training.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["current_model_state"]
+    for name, value in reverse.state_dict().items():
+        torch.testing.assert_close(value, last[f"reverse.{name}"])
+    assert fitted.num_steps == 20
 
 
 # -- what a step does ----------------------------------------------------------------------------
@@ -558,18 +623,19 @@ def test_training_gives_no_advice(points: data.DataSet, tmp_path: Path) -> None:
     """In a process of its own, whose output pytest does not hold."""
     code = """
 import logging, sys
-from pyrodiff import ForwardChain, ReverseChain, data, training
+from pyrodiff import ForwardChain, ReverseChain, data
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.objectives import NoiseLoss
 from pyrodiff.schedules import LogSNRSchedule
+from pyrodiff.training import fit
 from pyrodiff.runs.settings import FitSettings, recipe
 network = ResidualMLP((2,), width=4, blocks=1)
 reverse = ReverseChain(NoiseDenoiser(network), ForwardChain(LogSNRSchedule(), 3), (2,))
 settings = recipe(FitSettings(steps=2, batch_size=8, validate_every=2), image=False, levels=None)
 data = data.load("moons")
 before = logging.getLogger("lightning.pytorch").level
-training.fit(reverse, NoiseLoss(), data, settings, sys.argv[1], progress=False)
+fit(reverse, NoiseLoss(), data, settings, sys.argv[1], progress=False)
 assert logging.getLogger("lightning.pytorch").level == before
 """
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -375,6 +375,26 @@ def _read_settings(folder: Path) -> None:
         read_settings(EvaluationSettings, values)
 
 
+def _options() -> list[Files]:
+    """Files for ``--config``."""
+    values = {"data": "mixture", "width": 8, "learning_rate": 0.01, "objective": "hybrid"}
+    return [{"options.yaml": yaml.safe_dump(each).encode()} for each in (values, {"data": "moons"})]
+
+
+def _read_options(folder: Path) -> None:
+    """As ``pyrodiff fit --config FILE`` does, but for the training."""
+    from pyrodiff.cli import make_parser, settings_of
+    from pyrodiff.runs.settings import FitSettings, recipe
+
+    try:
+        options = make_parser().parse_args(["fit", "--config", str(_file(folder))]).fit
+    except SystemExit as end:  # the parser has said what it did not like
+        assert end.code == 2
+        return
+    settings = recipe(settings_of(FitSettings, options), image=False, levels=None)
+    assert settings.steps and isinstance(options.data, str)
+
+
 # -- runs and checkpoints --------------------------------------------------------------------------
 
 
@@ -574,4 +594,5 @@ TARGETS: dict[str, Target] = {
     "checkpoints": Target(_checkpoints, _one({"": _checkpoint_file}), _read_checkpoint),
     "resumed": Target(_checkpoints, _one({"": _checkpoint_file}), _resume, 0.1),
     "settings": Target(_settings, _one({"": mutations.yaml_file}), _read_settings),
+    "options": Target(_options, _one({"": mutations.yaml_file}), _read_options, 0.3),
 }
