@@ -124,7 +124,7 @@ def conforms(value: object, hint: Any) -> bool:
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, UnionType):
-        return any(conforms(value, each) for each in arguments if _is_plain(each))
+        return any(conforms(value, option) for option in arguments if _is_plain(option))
     if origin is tuple and Ellipsis not in arguments:
         same = isinstance(value, tuple | list) and len(value) == len(arguments)
         return same and all(map(conforms, typing.cast(Sequence[object], value), arguments))

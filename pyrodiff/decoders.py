@@ -4,7 +4,7 @@ r"""Decoders p_θ(x_0 | x_1), the last factor of the reverse chain.
     DiscretizedGaussianDecoder  ∏_i ∫ over the bin of x_0,i of N(x; x̂_0,i, s²) dx    a probability
     CategoricalDecoder          ∏_i N(x_1,i; α_1 x_0,i, σ_1²) / Σ_v N(x_1,i; α_1 v, σ_1²)
 
-The first two (Ho et al., 2020, equation 13) have scale s of their own, or else the chain's
+The first two (Ho et al., 2020, equation 13) have a scale s, given or taken from the chain's
 variance at t = 1: β_1 for fixed large, β̃_2 for fixed small, the learned one where learned.  (The
 code of Ho and of Nichol puts β̃_2 there for fixed large too.)  The third (Kingma et al., 2021,
 section 3.3) reads x_1 alone, without the network.
@@ -69,9 +69,9 @@ class Decoder(ABC):
         """Raise ValueError where x_0 is finite but outside what the decoder can explain."""
 
 
-def _scale(own: float | None, log_variance: Tensor, like: Tensor) -> Tensor:
-    if own is not None:
-        return like.new_full((), own)
+def _scale(scale: float | None, log_variance: Tensor, like: Tensor) -> Tensor:
+    if scale is not None:
+        return like.new_full((), scale)
     return (0.5 * log_variance).exp().expand(like.shape)
 
 
@@ -159,10 +159,10 @@ def _expected_log_probs(levels: int, gap: float) -> Tensor:
     """
     noise = torch.linspace(-9.0, 9.0, 361, dtype=torch.float64)
     weight = torch.softmax(-0.5 * noise.square(), 0)
-    places = gap * torch.arange(levels, dtype=torch.float64)
+    positions = gap * torch.arange(levels, dtype=torch.float64)
     table = []
-    for place in places:
-        shifted = noise[:, None] + (place - places)
+    for position in positions:
+        shifted = noise[:, None] + (position - positions)
         log_p = -0.5 * noise.square() - (-0.5 * shifted.square()).logsumexp(1)
         table.append(weight @ log_p)
     return torch.stack(table)
@@ -241,6 +241,7 @@ def check_data(x_0: object, event_shape: torch.Size, decoder: Decoder, values: b
         raise ValueError(f"Expected floating-point data; got {x_0.dtype}.")
     if not values or not has_values(x_0):
         return
-    if not all(math.isfinite(v) for v in x_0.detach().aminmax()):
+    least, most = x_0.detach().aminmax()
+    if not (math.isfinite(least) and math.isfinite(most)):
         check_finite(x_0)
     decoder.check(x_0)

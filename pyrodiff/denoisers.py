@@ -5,7 +5,7 @@ r"""Denoisers: what a network's output means, as the clean data x̂_0(x_t) that 
     VelocityDenoiser  output v̂    x̂_0 = α_t x_t − σ_t v̂       (Salimans and Ho, 2022, appendix D)
     MeanDenoiser      output μ̂    x̂_0 = (μ̂ − c_t x_t) / c_0   (Ho et al., 2020, equation 8)
 
-All the rest of the library speaks of x̂_0.  The mean of p_θ(x_{t−1} | x_t) is c_0 x̂_0 + c_t x_t
+The rest of the library works with x̂_0 alone.  The mean of p_θ(x_{t−1} | x_t) is c_0 x̂_0 + c_t x_t
 whatever the network predicts, so that for a ``MeanDenoiser`` it is the network's output itself
 (at t = 1, where c_0 = 1 and c_t = 0, the mean of x_0).
 """
@@ -33,7 +33,7 @@ _TIMES = ("log_snr", "timestep")
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says of x_t: x̂_0, and the raw output that a learned variance reads."""
+    """A denoiser's output at x_t: x̂_0, and the raw output that a learned variance reads."""
 
     x0_hat: Tensor
     raw_variance: Tensor | None
@@ -47,8 +47,8 @@ class Denoiser(nn.Module, ABC):
             (N, *event_shape) and time of shape (N,); returns (N, *event_shape), or the first
             event axis doubled for a learned variance (the second half is the variance's).  Input
             and output have the dtype of its parameters, whatever the chain computes in.
-        time: what the network is told of t: ``"log_snr"``, λ_t, or ``"timestep"``, t − 1 counted
-            from 0 as published DDPM weights expect.  At least float32 in either case.
+        time: what the network receives as time: ``"log_snr"``, λ_t, or ``"timestep"``, t − 1,
+            counted from 0 as published DDPM weights expect.  At least float32 in either case.
         clip: bounds (low, high) for x̂_0, the same in the bound and in the sampler; None, the
             default, for no clipping.
 
@@ -102,7 +102,8 @@ class Denoiser(nn.Module, ABC):
         """
         dtype = network_dtype(self.network, x_t.dtype)
         wide = torch.promote_types(dtype, torch.float32)
-        arguments = [x_t.to(dtype), self._time(x_t, level, wide)]
+        time = level.log_snr if self.time == "log_snr" else level.t - 1
+        arguments = [x_t.to(dtype), time.reshape(-1).to(x_t.device, wide).expand(len(x_t))]
         if context is not None:
             foreign = context.is_floating_point() and context.dtype != dtype
             arguments.append(context.to(wide) if foreign else context)
@@ -122,10 +123,6 @@ class Denoiser(nn.Module, ABC):
         if self.clip is not None:
             x0_hat = x0_hat.clamp(*self.clip)
         return Prediction(x0_hat, raw)
-
-    def _time(self, x_t: Tensor, level: Level, dtype: torch.dtype) -> Tensor:
-        time = level.log_snr if self.time == "log_snr" else level.t - 1
-        return time.reshape(-1).to(x_t.device, dtype).expand(len(x_t))
 
 
 class NoiseDenoiser(Denoiser):

@@ -1,7 +1,7 @@
 """Data and numbers that are not finite: which sample they belong to, and where they arose.
 
-A network that returns NaN or infinity, or numbers whose squares no precision carries, spoils the
-value of one sample.  It is NaN then, and says so; the other samples' values are what they are.
+A network that returns NaN or infinity, or numbers whose squares overflow, spoils the value of one
+sample.  That value is NaN and a warning says so; the other samples keep theirs.
 """
 
 import warnings

@@ -190,13 +190,21 @@ class StepTable:
 
     def at(self, t: Tensor | int, x: Tensor, event_dim: int) -> Step:
         """Steps ``t`` (1 … T), an integer or shape (N,), cast and shaped like ``x``."""
-        if not isinstance(t, int):
-            return self._gather(t, x, event_dim)
-        key = (x.dtype, x.device, t)
-        if key not in self._single:
-            with torch.inference_mode(False):  # what is stored must serve training, too
-                self._single[key] = self._gather(torch.tensor(t), x, event_dim)
-        return self._single[key]
+        if isinstance(t, int):
+            key = (x.dtype, x.device, t)
+            if key not in self._single:
+                with torch.inference_mode(False):  # what is stored must serve training, too
+                    self._single[key] = self.at(torch.tensor(t), x, event_dim)
+            return self._single[key]
+        if (x.dtype, x.device) not in self._cast:
+            self._cast[x.dtype, x.device] = self._cast_to(x.dtype, x.device)
+        times, coefficients = self._cast[x.dtype, x.device]
+        index = (t - 1).to(x.device)
+        times, coefficients = times[:, index], coefficients[:, index]
+        if index.dim():
+            axes = (..., *(None,) * event_dim)
+            times, coefficients = times[axes], coefficients[axes]
+        return Step(*times.unbind(), *coefficients.unbind())
 
     def between(self, log_snr: Tensor, x: Tensor, event_dim: int) -> Level:
         """The level of any λ, shape () or (N,), float64, cast and shaped like ``x``.
@@ -218,20 +226,13 @@ class StepTable:
         above, below = table[right - 1], table[right]
         return right + (above - log_snr) / (above - below)
 
-    def _gather(self, t: Tensor, x: Tensor, event_dim: int) -> Step:
-        key = (x.dtype, x.device)
-        if key not in self._cast:
-            # The network reads t or λ as its time, which half precision would round.
-            wide = torch.promote_types(x.dtype, torch.float32)
-            exact = torch.stack([getattr(self._exact, field.name) for field in fields(Step)])
-            with torch.inference_mode(False):
-                self._cast[key] = (exact[:2].to(x.device, wide), exact[2:].to(x.device, x.dtype))
-        index = (t - 1).to(x.device)
-        time, values = (table[:, index] for table in self._cast[key])
-        if index.dim():
-            axes = (..., *(None,) * event_dim)
-            time, values = time[axes], values[axes]
-        return Step(*time.unbind(), *values.unbind())
+    def _cast_to(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """t and λ, (2, T), and all other coefficients, (6, T)."""
+        exact = torch.stack([getattr(self._exact, field.name) for field in fields(Step)])
+        # The network reads t or λ as its time, which half precision would round.
+        wide = torch.promote_types(dtype, torch.float32)
+        with torch.inference_mode(False):
+            return exact[:2].to(device, wide), exact[2:].to(device, dtype)
 
 
 def gaussian_kl(

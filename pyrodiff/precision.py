@@ -5,15 +5,15 @@ in a dtype whose numbers are apart by ``eps`` of themselves rounding moves ε by
 
     ½ eps |x_0| e^{λ_t/2},    which is 2⁻⁹ |x_0| at   λ = −2 log(2⁸ eps)
 
-and that λ is taken for the largest that it carries: 20.8 for float32, 61.0 for float64.  Half
+and this λ counts as the largest that the dtype carries: 20.8 for float32, 61.0 for float64.  Half
 precision and bfloat16 would carry 4.1 and −0.0: no chain at all.  So there are two precisions,
 
-    the network's    what its parameters have, for its input and output alone;
+    the network's    that of its parameters, for its input and output alone;
     the chain's      for x_t, posterior means, x_0 − x̂_0 and every sum: float64 in estimators,
                      else the data's, float32 at least, and float64 where λ_1 asks for it.
 
-What the network loses by rounding its input is the model's own: the bound is that of a denoiser
-that rounds, and stays a bound.
+What the network loses by rounding its input is part of the model: the bound is that of a denoiser
+that rounds, and is still a bound.
 """
 
 import itertools

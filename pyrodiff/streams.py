@@ -8,8 +8,8 @@ A draw of m words of 64 bits, read as 2m signed integers a_1 … a_m, b_1 … b_
 
     √(−2 log u) (cos θ, sin θ),   u = (|a| + ½)/2³¹,   θ = π b/2³¹
 
-(Box and Muller, 1958).  A batch is transformed at once: a rejection method, though cheaper for
-one value, would cost several times as much as all the rest, up to the network.
+(Box and Muller, 1958).  A batch is transformed at once.  A rejection method is cheaper for a single
+value, but would cost several times as much for a batch as everything else up to the network.
 """
 
 import math
@@ -21,8 +21,8 @@ from torch import Tensor
 
 __all__ = ["NoiseStreams", "derived_seed"]
 
-_BLOCK_VALUES = 2**18  # normals made at a time for a batch: they fit a processor's cache
-_BLOCK_DRAWS = 32  # and not more draws, most of which might never be asked for
+_BLOCK_VALUES = 2**18  # normals per block for a batch: they fit into a processor's cache
+_BLOCK_DRAWS = 32  # draws per block, at most: the rest might never be used
 
 
 def _generator(seed: int, index: int, path: int) -> np.random.Philox:
@@ -69,8 +69,8 @@ class NoiseStreams:
     def normal(self, like: Tensor) -> Tensor:
         """The next draw of every stream, shape (N, *event_shape), in the dtype of ``like``.
 
-        Many draws are made at a time, on the CPU: asking a thousand generators for one draw each
-        would cost more than the network.
+        Draws are made in blocks, on the CPU: one draw from each of a thousand generators would cost
+        more than the network.
         """
         if not self._block:
             values = 2 * self._half * max(1, len(self._generators))

@@ -1,4 +1,4 @@
-"""Which steps t of the chain an objective looks at.
+"""Which steps t of the chain an objective visits.
 
 A sum over t = 1 … T of terms L_t is estimated without bias by w L_t with t ~ p and w = 1/p(t).
 
@@ -28,7 +28,7 @@ __all__ = [
 class Timesteps(ABC):
     """A rule that gives each sample of a batch its t and the weight 1/p(t).
 
-    ``learns`` says whether it wants to be told the terms that came of its draws.
+    ``learns`` says whether ``update`` is to be called with the terms of its draws.
     """
 
     learns: ClassVar[bool] = False
@@ -43,7 +43,7 @@ class Timesteps(ABC):
         """
 
     def update(self, t: Tensor, terms: Tensor) -> None:  # noqa: B027  (most rules learn nothing)
-        """Tell the rule the terms L_t (N,) that came of its draw."""
+        """Learn from the terms L_t, shape (N,), at the steps of a draw."""
 
 
 class AllTimesteps(Timesteps):

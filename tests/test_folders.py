@@ -113,7 +113,7 @@ def test_fit_leaves_folders_of_others_alone(
 def test_a_run_without_its_configuration_is_kept(run: Path, data: Path, capsys) -> None:
     (run / "config.yaml").unlink()
     before = contents(run)
-    refused(capsys, fit(data, run, "--resume"), "none that pyrodiff wrote")
+    refused(capsys, fit(data, run, "--resume"), "was not written by pyrodiff")
     assert contents(run) == before
 
 

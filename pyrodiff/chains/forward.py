@@ -76,7 +76,8 @@ class ForwardChain(PyroModule):
             )
         # Plain attributes, not buffers: `module.half()` must not touch float64 log-SNRs.
         self.log_snr: Float[Tensor, " T"] = log_snr
-        self._steps = kernels.StepTable(log_snr)
+        self.steps = kernels.StepTable(log_snr)
+        self._dtypes: dict[tuple[torch.dtype, torch.device, bool], torch.dtype] = {}
         alpha, sigma = kernels.marginal_coefficients(log_snr[-1:])
         zero = torch.zeros_like(sigma)
         self._prior_kl = (
@@ -87,7 +88,7 @@ class ForwardChain(PyroModule):
 
     def step(self, t: Tensor | int, x: Tensor, event_dim: int) -> Step:
         """The steps ``t`` (1 … T), an integer or shape (N,), cast and shaped like ``x``."""
-        return self._steps.at(t, x, event_dim)
+        return self.steps.at(t, x, event_dim)
 
     def exact_step(self, t: int) -> Step:
         """Step t as float64 on the CPU, whose numbers wait for no device."""
@@ -98,21 +99,24 @@ class ForwardChain(PyroModule):
 
         Its t is linear in λ between the steps of the chain.
         """
-        return self._steps.between(log_snr, x, event_dim)
+        return self.steps.between(log_snr, x, event_dim)
 
     def times(self, log_snr: Tensor) -> Tensor:
         """t of any log-SNR, linear in λ between the steps, of the shape of ``log_snr``."""
-        return self._steps.times(log_snr)
+        return self.steps.times(log_snr)
 
     def carry(self, x_0: Tensor, exact: bool = False) -> Tensor:
         """x_0 in the dtype that the chain computes in (see ``pyrodiff.precision``).
 
-        Its own, float32 at least, and float64 where λ_1 is more than float32 carries, or where
-        ``exact`` and the device has float64.
+        That is the dtype of x_0, float32 at least; float64 where λ_1 exceeds what float32 carries,
+        or where ``exact`` is set and the device has float64.
         """
         check_tensor(x_0)
-        first = float(self.log_snr[0])
-        return x_0.to(chain_dtype(x_0.dtype, x_0.device, first, exact))
+        key = (x_0.dtype, x_0.device, exact)
+        if key not in self._dtypes:
+            largest = float(self.log_snr[0])
+            self._dtypes[key] = chain_dtype(x_0.dtype, x_0.device, largest, exact)
+        return x_0.to(self._dtypes[key])
 
     def marginal(self, x_0: Tensor, t: int) -> dist.Independent:
         """q(x_t | x_0), x_0 of shape (N, *event_shape)."""
@@ -131,8 +135,8 @@ class ForwardChain(PyroModule):
     def forward(self, x_0: Tensor, context: Tensor | None = None) -> Tensor:
         """The Pyro program: sites ``x_1`` … ``x_T`` given data of shape (N, *event_shape).
 
-        ``context`` is taken, as Pyro hands model and guide the same arguments, and not used:
-        q knows nothing but x_0.  Returns the last site visited.
+        ``context`` is accepted because Pyro passes model and guide the same arguments, and is not
+        used: q depends on x_0 alone.  Returns the last site visited.
         """
         x_0 = self.carry(x_0)
         with pyro.plate("data", len(x_0), dim=-1):

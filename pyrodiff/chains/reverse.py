@@ -105,11 +105,11 @@ class ReverseChain(SavedModel, PyroModule):
 
     def step(self, t: Tensor | int, x: Tensor) -> Step:
         """The steps ``t`` (1 … T), an integer or shape (N,), cast and shaped like ``x``."""
-        return self.forward_chain.step(t, x, self.event_dim)
+        return self.forward_chain.steps.at(t, x, self.event_dim)
 
     def level(self, log_snr: Tensor, x: Tensor) -> Level:
         """The level of any log-SNR, shape () or (N,), float64, cast and shaped like ``x``."""
-        return self.forward_chain.level(log_snr, x, self.event_dim)
+        return self.forward_chain.steps.between(log_snr, x, self.event_dim)
 
     def predict(
         self, x_t: Float[Tensor, "..."], level: Level, context: Tensor | None = None
@@ -123,14 +123,12 @@ class ReverseChain(SavedModel, PyroModule):
         flat = x_t.reshape(-1, *self.event_shape)
         if len(batch) > 1:
             context, level = _repeat(batch, context, level)
-        x0_hat, raw = self._denoiser()(flat, level, context, self.variance.learned)
+        # Not `self.denoiser`: inside a Pyro program that access registers every parameter anew.
+        denoiser = cast(Denoiser, self._modules["denoiser"])
+        x0_hat, raw = denoiser(flat, level, context, self.variance.learned)
         if len(batch) == 1:
             return Prediction(x0_hat, raw)
         return Prediction(x0_hat.reshape(x_t.shape), raw if raw is None else raw.reshape(x_t.shape))
-
-    def _denoiser(self) -> Denoiser:
-        """Not ``self.denoiser``, which inside a Pyro program registers every parameter anew."""
-        return cast(Denoiser, self._modules["denoiser"])
 
     def log_variance(self, step: Step, prediction: Prediction) -> Tensor:
         """log Σ_θ of p_θ(x_{t−1} | x_t), isotropic or of the shape of x_t."""
@@ -172,8 +170,8 @@ class ReverseChain(SavedModel, PyroModule):
     ) -> Tensor:
         """The Pyro program: sites ``x_T`` … ``x_1`` and ``x_0``, observed where data is given.
 
-        Pyro's handlers have an argument of their own named ``context``: through ``SVI``, an ELBO
-        or ``Predictive`` hand it in by position, ``svi.step(x_0, context)``.
+        Pyro's handlers have an argument named ``context`` themselves: with ``SVI``, an ELBO or
+        ``Predictive`` pass it by position, ``svi.step(x_0, context)``.
 
         Args:
             x_0: data of shape (N, *event_shape), or None to run the program generatively.
@@ -284,7 +282,7 @@ class ReverseChain(SavedModel, PyroModule):
             schedule=chain.schedule,
             num_steps=chain.num_steps,
             order=chain.order,
-            denoiser=self._denoiser(),
+            denoiser=cast(Denoiser, self._modules["denoiser"]),
             event_shape=tuple(self.event_shape),
             variance=self.variance,
             decoder=self.decoder,

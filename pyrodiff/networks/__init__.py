@@ -1,20 +1,23 @@
-r"""Networks that a denoiser may call: small ones of our own, and the U-Net of `diffusers`.
+"""Networks that a denoiser may call: small ones, and the U-Net of ``diffusers``.
 
 A network is any module called as ``network(x, time)`` or ``network(x, time, context)`` with
 
-- ``x`` of shape ``(N, *event_shape)``: :math:`x_t = \alpha_t x_0 + \sigma_t \epsilon`;
-- ``time`` of shape ``(N,)``: the log-SNR :math:`\lambda_t`, or a 0-based timestep;
+- ``x`` of shape ``(N, *event_shape)``: x_t = α_t x_0 + σ_t ε;
+- ``time`` of shape ``(N,)``: the log-SNR λ_t, or a 0-based timestep;
 - ``context`` of shape ``(N, *context_shape)``, or None.
 
-It returns ``(N, *event_shape)``: noise, data or velocity, as its denoiser reads it. With
-``learned_variance=True`` the first event axis is doubled, and the second half is the raw variance,
-the convention of Nichol & Dhariwal (2021).
+It returns ``(N, *event_shape)``: noise, data or velocity, as its denoiser reads it.  With
+``learned_variance=True`` the first event axis is doubled and the second half is the raw variance
+(the convention of Nichol and Dhariwal, 2021).
 
-Time enters every residual block as a scale and a shift of its features (FiLM, Perez et al. 2018),
-:math:`h \leftarrow (1 + a(\lambda, c)) \, h + b(\lambda, c)`, from sines and cosines of
-``time_scale * time`` and the context :math:`c`. They are computed in float32 or wider whatever the
-autocast, because bfloat16 keeps only about half of a thousand timesteps apart. The default
-``time_scale=1`` suits log-SNRs in about [-15, 15]; for timesteps take about ``30 / num_steps``.
+Time enters every residual block as a scale and a shift of its features (FiLM; Perez et al., 2018),
+
+    h ← (1 + a(λ, c)) h + b(λ, c),
+
+computed from sines and cosines of ``time_scale * time`` and the context c.  They are computed in
+float32 at least, whatever the autocast, because bfloat16 tells only about half of a thousand
+timesteps apart.  The default ``time_scale=1`` suits log-SNRs in about [−15, 15]; for timesteps use
+about ``30 / num_steps``.
 
 All output layers start at zero: an untrained network predicts zero.
 """

@@ -1,4 +1,4 @@
-"""A residual convolutional network, and what it knows of data on a few levels."""
+"""A residual convolutional network, with a special output for data on a few levels."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class _Attention(nn.Module):
 
 
 class ResidualConvNet(nn.Module):
-    r"""Residual convolutional network at one resolution, for images of a few dozen pixels.
+    """Residual convolutional network at one resolution, for images of a few dozen pixels.
 
-    The input, its `FourierFeatures` and a learned map of positions go through 3×3 residual blocks,
-    with self-attention over all pixels after every ``attention_every``-th (the U-Net of
-    Kingma et al. 2021, "Variational Diffusion Models", does not downsample either).
+    The input, its ``FourierFeatures`` and a learned map of positions go through 3×3 residual
+    blocks, with self-attention over all pixels after every ``attention_every``-th (the U-Net of
+    Kingma et al., 2021, "Variational Diffusion Models", does not downsample either).
 
     Its weights lie in the channels-last memory format, in which it is fastest.
 
@@ -77,12 +77,12 @@ class ResidualConvNet(nn.Module):
         attention_every: blocks per attention layer; 0 for no attention.
         heads: attention heads.
         levels: 0, or the number of values, equally spaced on [-1, 1], that the data take. Then
-            the network also sees each entry's own evidence for every level, and its output is
-            their posterior mean, `expected_level`: use it with a denoiser that reads the output
-            as data and gives the log-SNR as time. Fourier features are no use then.
+            the network also sees what each noisy entry says of every level, and its output is
+            the posterior mean ``expected_level``: use it with a ``DataDenoiser`` and the log-SNR as
+            time.  Fourier features add nothing then.
         context_size: context features per sample, flattened; 0 for no context.
         learned_variance: double the first event axis of the output.
-        fourier: multiples of π for the `FourierFeatures` of the input; empty for none.
+        fourier: multiples of π for the ``FourierFeatures`` of the input; empty for none.
         position_channels: channels of the learned map of positions.
         time_scale: factor applied to ``time`` first; see the module's docstring.
         dropout: probability of dropping a hidden feature.
@@ -150,33 +150,30 @@ class ResidualConvNet(nn.Module):
         return torch.cat([expected_level(logits, x, time), raw_variance], dim=1)
 
     def _entering(self, x: Tensor, time: Tensor) -> Tensor:
-        """The input, its features, its own evidence for each level, and the map of positions."""
-        parts = [self.features(x), self.position.expand(len(x), -1, -1, -1)]
+        """The input, its features, its evidence for each level, and the map of positions."""
+        inputs = [self.features(x), self.position.expand(len(x), -1, -1, -1)]
         if self.levels:
             evidence = _level_probabilities(x.new_zeros(self.levels), x, time)
-            parts.append(evidence.movedim(-1, 2).flatten(1, 2).to(x.dtype))
-        return torch.cat(parts, dim=1)
+            inputs.append(evidence.movedim(-1, 2).flatten(1, 2).to(x.dtype))
+        return torch.cat(inputs, dim=1)
 
 
 def expected_level(logits: Tensor, x: Tensor, log_snr: Tensor) -> Tensor:
-    r"""Posterior mean of data on K equally spaced levels, given the noisy value of each entry.
+    """Posterior mean of data on K equally spaced levels, given the noisy value of each entry.
 
-    .. math::
-        \hat x_0 = \sum_k p_k \ell_k, \qquad
-        p_k \propto \exp(a_k) \, \mathcal N(x_t; \alpha_t \ell_k, \sigma_t^2), \qquad
-        \ell_k = -1 + 2k/(K - 1).
+        x̂_0 = Σ_k p_k l_k,   p_k ∝ exp(a_k) N(x_t; α_t l_k, σ_t²),   l_k = −1 + 2k/(K − 1)
 
-    The exact :math:`E[x_0 | x_t]` of discrete data has this form, with :math:`\exp(a_k)` the
-    probability of the level given all *other* entries. So the network has only the dependence
-    between entries to learn; the staircase that :math:`\hat x_0` becomes at high SNR is built in.
+    The exact E[x_0 | x_t] of discrete data has this form, with exp(a_k) the probability of the
+    level given all *other* entries.  So the network has only the dependence between entries to
+    learn; the staircase that x̂_0 becomes at high SNR is built in.
 
     Args:
-        logits: the :math:`a_k`, shape ``(N, *event_shape, K)``.
-        x: :math:`x_t`, shape ``(N, *event_shape)``.
-        log_snr: :math:`\lambda_t`, shape ``(N,)``.
+        logits: a_k, shape ``(N, *event_shape, K)``.
+        x: x_t, shape ``(N, *event_shape)``.
+        log_snr: λ_t, shape ``(N,)``.
 
     Returns:
-        Shape ``(N, *event_shape)``, within [-1, 1], in the dtype of ``x``.
+        Shape ``(N, *event_shape)``, within [−1, 1], in the dtype of ``x``.
     """
     probabilities = _level_probabilities(logits, x, log_snr)
     # Not a matrix product: autocast would round it to bfloat16.
@@ -184,7 +181,7 @@ def expected_level(logits: Tensor, x: Tensor, log_snr: Tensor) -> Tensor:
 
 
 def _level_probabilities(logits: Tensor, x: Tensor, log_snr: Tensor) -> Tensor:
-    """The p_k of `expected_level`, of shape ``(N, *event_shape, K)``, in float32 or wider."""
+    """The p_k of ``expected_level``, of shape ``(N, *event_shape, K)``, in float32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
     log_snr = log_snr.to(wide).reshape(-1, *[1] * x.dim())
     levels = _levels(logits.shape[-1], log_snr)

@@ -29,10 +29,10 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 class FourierFeatures(nn.Module):
-    r"""Append sines and cosines of the input, so that a network sees its least significant bits.
+    """Append sines and cosines of the input, so that a network sees its least significant bits.
 
-    :math:`x \mapsto (x, \sin(\pi f_1 x), \cos(\pi f_1 x), \ldots)` for the frequencies :math:`f_i`
-    (Kingma et al. 2021, "Variational Diffusion Models", appendix C).
+    x ↦ (x, sin(π f_1 x), cos(π f_1 x), …) for the frequencies f_i (Kingma et al., 2021,
+    "Variational Diffusion Models", appendix C).
 
     Args:
         frequencies: multiples of π; ``(2, 4, 8)`` stands for 2π, 4π and 8π. Empty: the identity.
@@ -81,8 +81,8 @@ def checked_event_shape(event_shape: Sequence[int], axes: int | None = None) -> 
     """The event shape as a tuple; ValueError unless its sizes are positive and its axes as many."""
     shape = tuple(int(size) for size in event_shape)
     if not shape or min(shape) < 1 or (axes is not None and len(shape) != axes):
-        wanted = "(channels, height, width)" if axes == 3 else "one positive size or more"
-        raise ValueError(f"Expected an event_shape of {wanted}; got {shape}.")
+        expected = "(channels, height, width)" if axes == 3 else "one positive size or more"
+        raise ValueError(f"Expected an event_shape of {expected}; got {shape}.")
     return shape
 
 
@@ -121,8 +121,8 @@ def flat_context(context: Tensor | None, batch: int, size: int) -> Tensor | None
         return None
     got = None if context is None else tuple(context.shape)
     if context is None or not size or len(context) != batch or context.numel() != batch * size:
-        wanted = f"a context of {size} features for each of {batch} samples"
-        raise ValueError(f"Expected {wanted}; got {got}.")
+        expected = f"a context of {size} features for each of {batch} samples"
+        raise ValueError(f"Expected {expected}; got {got}.")
     return context.reshape(batch, size)
 
 

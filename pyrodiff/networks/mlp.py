@@ -24,10 +24,10 @@ __all__ = ["ResidualMLP"]
 
 
 class ResidualMLP(nn.Module):
-    r"""Time-conditioned residual perceptron for events of any shape, flattened inside.
+    """Time-conditioned residual perceptron for events of any shape, flattened inside.
 
-    Each block is :math:`h \leftarrow h + W_2 \, \mathrm{silu}((1 + a) W_1 \mathrm{LN}(h) + b)`
-    with :math:`a, b` functions of time and context.
+    Each block is h ← h + W_2 silu((1 + a) W_1 LN(h) + b), with a and b functions of time and
+    context.
 
     Args:
         event_shape: shape of one sample, without the batch axis.
@@ -35,7 +35,7 @@ class ResidualMLP(nn.Module):
         blocks: residual blocks.
         context_size: context features per sample, flattened; 0 for no context.
         learned_variance: double the first event axis of the output.
-        fourier: multiples of π for `FourierFeatures` of the input; empty for none. ``(1, 2, 4)``
+        fourier: multiples of π for ``FourierFeatures`` of the input; empty for none. ``(1, 2, 4)``
             sharpens densities with fine structure in two dimensions.
         time_scale: factor applied to ``time`` first; see the module's docstring.
         dropout: probability of dropping a hidden feature.

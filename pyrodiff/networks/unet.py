@@ -1,4 +1,4 @@
-"""The U-Net of `diffusers`."""
+"""The U-Net of ``diffusers``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["UNet"]
 
 
 class UNet(nn.Module):
-    r"""`diffusers.UNet2DModel` with the call of this module, for larger images.
+    """``diffusers.UNet2DModel`` with the call shape of this package, for larger images.
 
     The context is mapped linearly to the width of the time embedding and added to it.
 
@@ -45,7 +45,7 @@ class UNet(nn.Module):
     Shape: ``(N, *event_shape)``, ``(N,)``, ``(N, *context_shape)`` to ``(N, *event_shape)``.
 
     Raises:
-        ImportError: if `diffusers` is not installed.
+        ImportError: if ``diffusers`` is not installed.
         ValueError: if the sizes do not fit together.
     """
 
@@ -99,8 +99,8 @@ class UNet(nn.Module):
             check_multiple("height and width", side, 2 ** (len(self.channels) - 1))
         attends = self.attention or (False,) * (len(self.channels) - 1) + (True,)
         if len(attends) != len(self.channels):
-            wanted = f"attention for {len(self.channels)} resolutions"
-            raise ValueError(f"Expected {wanted}; got {len(attends)}.")
+            expected = f"attention for {len(self.channels)} resolutions"
+            raise ValueError(f"Expected {expected}; got {len(attends)}.")
         # The middle of the library's U-Net attends in any case.
         for channels, attend in zip(self.channels, (*attends[:-1], True), strict=True):
             if attend:

@@ -13,8 +13,8 @@ Every one of them is a weighted sum over t of the same squared errors,
 
 (Ho et al., 2020, equations 5, 8, 12 and 14; Nichol and Dhariwal, 2021, equation 16).  Losses are
 summed over the batch as in Pyro, in nats for the bounds.  The subsampled objectives call the
-network once, on the whole batch, and leave Pyro's handlers out of it; they work through ``SVI``,
-through ``ELBOModule`` (``objective(reverse, forward)``) and so in Lightning.
+network once, on the whole batch, without Pyro's handlers; they work with ``SVI``, with
+``ELBOModule`` (``objective(reverse, forward)``) and so with Lightning.
 """
 
 from pyrodiff.objectives.losses import (

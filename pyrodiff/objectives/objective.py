@@ -18,7 +18,7 @@ __all__ = ["Objective"]
 
 
 def make_generator(seed: int | torch.Generator | None) -> torch.Generator | None:
-    """The random source of a seed; a generator is its own, None is torch's global one."""
+    """The generator of a seed; a generator as it is, None for torch's global one."""
     return torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
 
 
@@ -26,8 +26,8 @@ def make_generator(seed: int | torch.Generator | None) -> torch.Generator | None
 class Objective(ELBO):
     """A Pyro ELBO that visits steps t of the chain instead of running the two programs.
 
-    An objective of one's own defines ``terms``, and where it needs them ``constant``,
-    ``default_timesteps`` and ``check_model``.
+    A new objective defines ``terms`` and, where needed, ``constant``, ``default_timesteps`` and
+    ``check_model``.
 
     Args:
         timesteps: which t.
@@ -74,7 +74,8 @@ class Objective(ELBO):
         self, model: ReverseChain, guide: ForwardChain, x_0: Tensor, context: Tensor | None
     ) -> Iterator[Tensor]:
         """Scalars that add up to the loss."""
-        _check_pair(model, guide)
+        if not (isinstance(model, ReverseChain) and guide is model.forward_chain):
+            _check_pair(model, guide)
         # On an accelerator a look at the values would wait for the device at every step.
         on_cpu = not isinstance(x_0, Tensor) or x_0.device.type == "cpu"
         model.check_data(x_0, context, values=on_cpu)
@@ -100,7 +101,10 @@ class Objective(ELBO):
         """Raise ValueError where this objective cannot train this model."""
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise TypeError(f"Expected no traces to be asked of {type(self).__name__}: it runs none.")
+        raise TypeError(
+            f"Expected no request for traces of {type(self).__name__}, which runs no programs; "
+            "got one."
+        )
 
     def differentiable_loss(  # type: ignore[override]
         self,

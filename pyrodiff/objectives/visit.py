@@ -69,7 +69,7 @@ class Visit:
         """
         reverse, step = self.reverse, self.step
         x0_hat = self.prediction.x0_hat.detach() if stop_mean else self.prediction.x0_hat
-        log_variance = reverse.log_variance(step, self.prediction)
+        log_variance = reverse.variance.log_variance(step, self.prediction.raw_variance)
         terms = gaussian_kl(
             self.x_0 - x0_hat, step.log_small, log_variance, reverse.event_dim, step.c_0
         )
@@ -112,12 +112,12 @@ def variational_term(
     Returns:
         nats, shape (N,), in the data's dtype, float32 at least.
 
-    ``torch.func.vmap`` maps it over samples, so that ``vmap(grad(…))`` gives each one's gradient;
-    what can only be checked by a look at numbers is not checked there.
+    ``torch.func.vmap`` maps it over samples, so that ``vmap(grad(…))`` gives the gradient of each;
+    checks that need the numbers themselves are skipped there.
 
     Raises:
         TypeError: data that are no tensor.
-        ValueError: data that the model cannot explain, noise of another shape, t out of range or
+        ValueError: data outside the model's support, noise of another shape, t out of range or
             not integers.
     """
     reverse.check_data(x_0, context)

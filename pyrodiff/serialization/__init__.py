@@ -4,7 +4,7 @@ descriptions    objects as plain values, and back
 config          plain values in YAML
 weights         tensors in safetensors
 netcdf          results
-files, folders  written whole or not at all; marked and locked
+files, folders  written completely or not at all; marked and locked
 fingerprint     by which a model is recognised
 models          a reverse chain as a folder; imported where chains are
 

@@ -1,11 +1,12 @@
 """Objects as plain values and back: a class name and the constructor's arguments.
 
-Every class here keeps its constructor's arguments under their own names.  Reading a description
-looks the name up among pyrodiff's own public classes of that kind; a name found in a file is never
-imported.  What is the user's own is described by its class name alone, and handed in again.
+Every class that is described keeps its constructor's arguments as attributes of the same names.
+Reading a description looks the class up by name among pyrodiff's public classes of that kind; a
+name in a file is never imported.  A class of the user's is described by its name alone, and the
+object has to be passed in again.
 
-Descriptions come from files, which may hold anything: arguments have to be of the types that the
-constructor's annotations name, and integers of a size that a model may need.
+Descriptions come from files, which may hold anything: arguments must have the types of the
+constructor's annotations, and integers a size that a model may need.
 """
 
 import inspect
@@ -38,7 +39,7 @@ def _plain(value: Any) -> Any:
 def describe(value: Any) -> dict[str, Any]:
     """An object as plain values: its class name and constructor arguments.
 
-    A class that is not pyrodiff's own is described by its name alone and marked ``external``.
+    A class from outside pyrodiff is described by its name alone and marked ``external``.
     """
     kind = type(value)
     package, *names = kind.__module__.split(".")
@@ -81,8 +82,8 @@ def build(kind: str, classes: Mapping[str, type], description: Any, **arguments:
     values = dict(described(description))
     name = values.pop("class")
     if name not in classes:
-        known = ", ".join(classes)
-        raise ValueError(f"Expected one of pyrodiff's {kind}s ({known}); got {short(name)}.")
+        choices = ", ".join(classes)
+        raise ValueError(f"Expected one of pyrodiff's {kind}s ({choices}); got {short(name)}.")
     unknown = set(values) - set(inspect.signature(classes[name]).parameters)
     if unknown:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever happens while they are written.
+"""Files that are complete or absent, whatever happens while they are written.
 
 A file is written under a temporary name beside its target, flushed to disk, and then moved over the
 target in one step; the folder is flushed after it.  Whoever reads sees the old file or the new one,
@@ -85,19 +85,19 @@ def temporaries(path: Path) -> list[Path]:
     if not path.parent.is_dir():
         return []
     pattern = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{16}\.tmp")
-    return [each for each in path.parent.iterdir() if pattern.fullmatch(each.name)]
+    return [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]
 
 
 def sweep(path: Path) -> None:
     """Remove what killed processes left of ``path`` under temporary names."""
-    for each in temporaries(path):
+    for temporary in temporaries(path):
         try:
-            handle = os.open(each, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+            handle = os.open(temporary, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
         except OSError:  # gone, or a link, which is not ours
             continue
         try:
             if _lock(handle):
-                each.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
         finally:
             os.close(handle)
 

@@ -40,9 +40,9 @@ def fingerprint(model: Any) -> str:
 def _canonical(value: Any) -> Any:
     """The same for 4 and 4.0, for tuples and lists."""
     if isinstance(value, dict):
-        return {key: _canonical(held) for key, held in sorted(value.items())}
+        return {key: _canonical(item) for key, item in sorted(value.items())}
     if isinstance(value, tuple | list):
-        return [_canonical(held) for held in value]
+        return [_canonical(item) for item in value]
     return float(value) if isinstance(value, int | float) else value
 
 

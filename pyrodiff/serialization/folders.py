@@ -1,7 +1,7 @@
-"""Folders that are ours: known by a mark, locked while they are written, cleared of our files only.
+"""Folders of pyrodiff: recognised by a mark, locked while written, cleared of its own files only.
 
-The mark is the settings' file that every folder of ours holds from its first moment to its last.  A
-folder without one that is not empty belongs to somebody else, and nothing is written into it.
+The mark is the settings file, which such a folder holds from the first moment to the last.  A
+folder without the mark that is not empty belongs to somebody else, and nothing is written into it.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise BlockingIOError(
-            f"Expected {folder} to be in nobody's hands; got a folder that another command is "
+            f"Expected {folder} to be unlocked; got a folder that another command is "
             "writing to. Wait until it has finished, or stop it."
         ) from None
     try:
@@ -48,25 +48,25 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_free(folder: Path, what: str) -> None:
-    """Raise FileExistsError where ``folder`` holds anything that is not a trace of our own.
+    """Raise FileExistsError where ``folder`` holds anything but traces of pyrodiff.
 
     Args:
         folder: without the mark; it need not exist.
-        what: is to be written there, for the message.
+        what: what is to be written there, for the message.
     """
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"Expected a folder for {what}; got {folder}, which is none.")
-    names = sorted(each.name for each in folder.iterdir()) if folder.exists() else []
+        raise FileExistsError(f"Expected a folder for {what}; got the file {folder}.")
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
     names = [name for name in names if not _OURS.fullmatch(name)]
     if names:
         raise FileExistsError(
             f"Expected a new or empty folder for {what}; got {folder}, which holds {names[0]!r} "
-            "and is none that pyrodiff wrote. Nothing was changed: choose another --output."
+            "and was not written by pyrodiff. Nothing was changed: choose another --output."
         )
 
 
 def check_links(folder: Path, names: Iterable[str]) -> None:
-    """Raise FileExistsError where one of our names is a link: nothing is written through it."""
+    """Raise FileExistsError where one of these names is a link: nothing is written through it."""
     for name in names:
         if (path := folder / name).is_symlink():
             raise FileExistsError(
@@ -76,11 +76,11 @@ def check_links(folder: Path, names: Iterable[str]) -> None:
 
 
 def remove(folder: Path, ours: Callable[[str], object]) -> None:
-    """Remove the files of ``folder`` that are ours, by name, and the folder if it is empty then.
+    """Remove pyrodiff's files from ``folder``, by name, and the folder where nothing is left.
 
     Args:
         folder: need not exist; a link to a folder is refused.
-        ours: whether a file of this name is ours.
+        ours: whether a file of this name is pyrodiff's.
 
     Raises:
         OSError: a file that cannot be removed.

@@ -1,8 +1,8 @@
 """A reverse chain as a folder: ``config.yaml`` and ``model.safetensors``, and back.
 
-The configuration describes the parts of the chain (``descriptions``).  Reading one looks a class up
-among pyrodiff's own public classes of that kind; a name found in a file is never imported.  A part
-that is the user's own is handed in.
+The configuration describes the parts of the chain (``descriptions``).  Reading it looks each class
+up among pyrodiff's public classes of that kind; a name in a file is never imported.  A part whose
+class is the user's is passed in.
 """
 
 import math
@@ -92,16 +92,16 @@ class SavedModel:
 
         Args:
             config: plain values, as ``config()`` gives them.
-            network, schedule, variance, decoder, denoiser: the part, where it is not one of
-                pyrodiff's own; a denoiser with its network.
+            network, schedule, variance, decoder, denoiser: the part, where its class is not one of
+                pyrodiff's; a denoiser together with its network.
 
         Raises:
-            ValueError: a description that names anything but pyrodiff's own classes, or a part of
-                the user's own that was not handed in or is another than the one described.
+            ValueError: a description of a class that is not pyrodiff's without the part itself, or
+                a part that differs from its description.
             TypeError: a part of another kind.
         """
-        own = {"network": network, "schedule": schedule, "variance": variance}
-        built = build_parts(config, own | {"decoder": decoder, "denoiser": denoiser})
+        passed = {"network": network, "schedule": schedule, "variance": variance}
+        built = build_parts(config, passed | {"decoder": decoder, "denoiser": denoiser})
         order = config.get("order", "denoising")
         check_choice("order", order, _ORDERS)
         num_steps, event_shape = _read_sizes(config)
@@ -161,42 +161,42 @@ class SavedModel:
         return model
 
 
-def build_parts(config: Any, own: Mapping[str, Any]) -> dict[str, Any]:
+def build_parts(config: Any, passed: Mapping[str, Any]) -> dict[str, Any]:
     """The schedule, denoiser, variance and decoder of a model's configuration.
 
     Args:
         config: as ``ReverseChain.config`` gives it.
-        own: what the caller hands in, or None, for "network" and these four.
+        passed: what the caller passes in, or None, for "network" and these four.
 
     Raises:
-        ValueError: a description of anything but pyrodiff's own classes where nothing is handed
-            in; another description than that of what is; a network beside a denoiser, which holds
-            one.
+        ValueError: a description of a class that is not pyrodiff's where nothing is passed in; a
+            part that differs from its description; a network beside a denoiser, which holds one.
     """
     kinds = [kind for kind in BASES if kind != "network"]
     descriptions: dict[str, Any] = {kind: described(entry(config, kind)) for kind in kinds}
     for kind, description in descriptions.items():
-        if own.get(kind) is not None:
-            _check_same(kind, own[kind], description)
+        if passed.get(kind) is not None:
+            _check_same(kind, passed[kind], description)
     denoiser = descriptions["denoiser"]
-    if own.get("denoiser") is None and not denoiser.get("external"):
-        network = denoiser.get("network")
-        descriptions["network"] = network if own.get("network") is not None else described(network)
-    elif own.get("denoiser") is not None and own.get("network") is not None:
+    if passed.get("denoiser") is None and not denoiser.get("external"):
+        descriptions["network"] = denoiser.get("network")
+        if passed.get("network") is None:
+            described(descriptions["network"])
+    elif passed.get("denoiser") is not None and passed.get("network") is not None:
         raise ValueError("Expected a network or a denoiser, which holds one; got both.")
     missing = {
         kind: description["class"]
         for kind, description in descriptions.items()
-        if own.get(kind) is None and description.get("external")
+        if passed.get(kind) is None and description.get("external")
     }
     if missing:
         raise _not_handed_in(missing)
-    built = {kind: own.get(kind) for kind in kinds}
+    built = {kind: passed.get(kind) for kind in kinds}
     for kind in ("schedule", "variance", "decoder"):
         if built[kind] is None:
             built[kind] = build(kind, OWN[kind], descriptions[kind])
     if built["denoiser"] is None:
-        network = own.get("network")
+        network = passed.get("network")
         if network is None:
             network = build("network", OWN["network"], descriptions["network"])
         arguments = {name: value for name, value in denoiser.items() if name != "network"}

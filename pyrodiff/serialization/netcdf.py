@@ -1,9 +1,9 @@
 """netCDF files with a checksum at their end, read without trust.
 
-HDF5, which netCDF-4 is made of, allows bytes after its content.  Ours hold the SHA-256 of all that
-stands before, so that a damaged file is known before HDF5 sees it; other programs pass them over.
-A file without them, which another program wrote, is read as it is.  No file can ask for more memory
-than its own size: its arrays are neither compressed nor stored elsewhere.
+HDF5, which netCDF-4 is made of, allows bytes after its content.  There pyrodiff writes the SHA-256
+of all that precedes, so that damage is noticed before HDF5 sees the file; other programs ignore it.
+A file without a checksum, which another program wrote, is read as it is.  No file can ask for more
+memory than its own size: its arrays are neither compressed nor stored elsewhere.
 """
 
 import hashlib
@@ -61,19 +61,19 @@ def _check_heaps(content: bytes) -> None:
     start = content.find(_HEAP)
     while start >= 0:
         end = min(start + _number(content, start + 8), len(content))
-        place = start + 16
-        while place + 16 <= end:
-            size = _number(content, place + 8)
-            if content[place : place + 2] != b"\0\0":
+        offset = start + 16
+        while offset + 16 <= end:
+            size = _number(content, offset + 8)
+            if content[offset : offset + 2] != b"\0\0":
                 size = 16 + (size + 7) // 8 * 8
-            if size < 16 or place + size > end:
+            if size < 16 or offset + size > end:
                 raise ValueError("a heap of strings that is damaged")
-            place += size
+            offset += size
         start = content.find(_HEAP, start + 1)
 
 
-def _number(content: bytes, place: int) -> int:
-    return int.from_bytes(content[place : place + 8], "little")
+def _number(content: bytes, offset: int) -> int:
+    return int.from_bytes(content[offset : offset + 8], "little")
 
 
 def _read(content: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
