@@ -233,15 +233,15 @@ def _main(arguments: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt as end:
         what, status = ("terminated", 143) if isinstance(end, Terminated) else ("interrupted", 130)
-        kept = "; --resume goes on with what is finished" if command != "sample" else ""
-        _complain(f"pyrodiff {command}: {what}{kept}")
+        advice = "; --resume goes on with what is finished" if command != "sample" else ""
+        _complain(f"pyrodiff {command}: {what}{advice}")
         return status
     return 0
 
 
 @contextlib.contextmanager
 def _plain_warnings(command: str) -> Iterator[None]:
-    """Show warnings as errors are: in a line, without the place in the code."""
+    """Show warnings as errors are shown: in a line, without the line of code."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         _complain(f"pyrodiff {command}: warning: {message}")

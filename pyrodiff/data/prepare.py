@@ -84,13 +84,7 @@ def prepare(
         ValueError: for data that are not numbers, not finite, too few, of an unknown layout, off
             the grid of ``levels``, or constant in a column that is to be standardised.
     """
-    for split, array in source.arrays.items():
-        _check_numbers(array, split, source.columns)
-    if levels is None:
-        levels = _default_levels(source.arrays)
-    if levels is not None:
-        for array in source.arrays.values():
-            _check_grid(array, levels)
+    levels = _check_values(source, levels)
     events = {split: _to_events(array) for split, array in source.arrays.items()}
     _check_rows(events, source.contexts)
     if levels is None:
@@ -122,6 +116,17 @@ def _position(column: str | int, names: Sequence[str]) -> int:
     if isinstance(column, str) and column in names:
         return names.index(column)
     raise ValueError(f"Expected a column among {listed(names)}; got {short(column)}.")
+
+
+def _check_values(source: Source, levels: int | None) -> int | None:
+    """Refuse values that are not numbers or not on the grid; returns the number of levels."""
+    for split, array in source.arrays.items():
+        _check_numbers(array, split, source.columns)
+    levels = _default_levels(source.arrays) if levels is None else levels
+    if levels is not None:
+        for array in source.arrays.values():
+            _check_grid(array, levels)
+    return levels
 
 
 def _check_numbers(array: Array, split: str, columns: Sequence[str] | None = None) -> None:

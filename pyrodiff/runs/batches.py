@@ -1,4 +1,4 @@
-"""The results of finished batches, a file each, until all of an evaluation are there.
+"""The results of finished batches, a file each, until an evaluation is complete.
 
 Every file says to which evaluation and to which samples its values belong, by a checksum over both
 and over the values themselves; a file whose checksum differs is ignored.

@@ -65,6 +65,24 @@ class _Run(NamedTuple):
         return Path(self.folder) / "evaluation.nc"
 
 
+class _Plan(NamedTuple):
+    """What is compared, and how.
+
+    Args:
+        runs: all of them.
+        models: which runs are one model.
+        evaluation: the same for all runs.
+        settings: of the comparison.
+        noise: the seed of each repeat.
+    """
+
+    runs: Sequence[_Run]
+    models: Sequence[Model]
+    evaluation: EvaluationSettings
+    settings: ComparisonSettings
+    noise: Sequence[int]
+
+
 def compare(
     runs: Sequence[str],
     evaluation: EvaluationSettings | None = None,
@@ -100,35 +118,31 @@ def compare(
     settings.check(len(runs), evaluation)
     if settings.saved and resume:
         raise ValueError("Expected nothing to resume with saved evaluations; got resume.")
-    page = Path(output)
+    page, folder = Path(output), Path(output).with_suffix("")
     check_page(page)
-    compared = _read_runs(runs)
-    evaluation = _common_evaluation(evaluation, settings, compared)
-    _check_data(compared, evaluation)
-    models = _models(compared, settings)
-    repeats = 1 if settings.saved else settings.count(evaluation)
-    noise = repeat_seeds(evaluation.seed, repeats)
-    _check_files(compared, settings)
-    with locked(page.with_suffix("")):
-        results = _evaluate(page, compared, evaluation, settings, noise, resume=resume, quiet=quiet)
-        comparison = _compared(models, compared, results, settings)
-        report = Report(
-            comparison=comparison,
-            models=models,
-            runs=list(runs),
-            names=[run.name for run in compared],
-            results=results,
-            dataset=compared[0].dataset,
-            evaluation=evaluation,
-            settings=settings,
-            noise=noise,
-        )
+    plan = _plan(runs, evaluation, settings)
+    with locked(folder):
+        check_page(page)
+        report = _report(plan, _results(folder, plan, resume, quiet))
         write_report(report, page)
         if not settings.saved:
-            clear_evaluations(page.with_suffix(""))
+            clear_evaluations(folder)
     print_comparison(report)
-    say(f"report -> {page}; figures and values -> {page.with_suffix('')}/")
-    return comparison
+    say(f"report -> {page}; figures and values -> {folder}/")
+    return report.comparison
+
+
+def _plan(
+    folders: Sequence[str], evaluation: EvaluationSettings, settings: ComparisonSettings
+) -> _Plan:
+    """All that is known before anything is evaluated; runs that cannot be compared are refused."""
+    runs = _read_runs(folders)
+    evaluation = _common_evaluation(evaluation, settings, runs)
+    _check_data(runs, evaluation)
+    models = _models(runs, settings)
+    repeats = 1 if settings.saved else settings.count(evaluation)
+    _check_files(runs, settings)
+    return _Plan(runs, models, evaluation, settings, repeat_seeds(evaluation.seed, repeats))
 
 
 def _read_runs(folders: Sequence[str]) -> list[_Run]:
@@ -157,8 +171,8 @@ def _common_evaluation(
         return evaluation
     if evaluation.calls is not None:
         return evaluation
-    own = (int(serialization.entry(run.config, "fit")["calls"]) for run in runs)
-    return replace(evaluation, calls=min(own))
+    calls = (int(serialization.entry(run.config, "fit")["calls"]) for run in runs)
+    return replace(evaluation, calls=min(calls))
 
 
 def _check_data(runs: Sequence[_Run], evaluation: EvaluationSettings) -> None:
@@ -188,43 +202,38 @@ def _check_files(runs: Sequence[_Run], settings: ComparisonSettings) -> None:
             serialization.read_weights(Path(run.folder) / "model.safetensors")
 
 
-def _evaluate(
-    page: Path,
-    runs: Sequence[_Run],
-    evaluation: EvaluationSettings,
-    settings: ComparisonSettings,
-    noise: Sequence[int],
-    *,
-    resume: bool,
-    quiet: bool,
-) -> list[list[LogLikelihood]]:
+def _results(folder: Path, plan: _Plan, resume: bool, quiet: bool) -> list[list[LogLikelihood]]:
     """For each run its evaluations, one per seed of the noise; saved ones are read."""
-    folder = page.with_suffix("")
-    check_page(page)
-    names = [run.name for run in runs]
-    claim_files(folder, _file_names(names, len(noise), settings.saved))
-    if settings.saved:
-        return [[LogLikelihood.load(run.result)] for run in runs]
+    saved = plan.settings.saved
+    names = [run.name for run in plan.runs]
+    claim_files(folder, _file_names(names, len(plan.noise), saved))
+    if saved:
+        return [[LogLikelihood.load(run.result)] for run in plan.runs]
     if not resume:
         clear_evaluations(folder)
-    repeats = [replace(evaluation, seed=seed) for seed in noise]
-    return [_repeated(run, folder, repeats, settings.processes, quiet) for run in runs]
+    repeats = [replace(plan.evaluation, seed=seed) for seed in plan.noise]
+    processes = plan.settings.processes
+    return [_repeated(run, folder, repeats, processes, quiet) for run in plan.runs]
 
 
-def _compared(
-    models: Sequence[Model],
-    runs: Sequence[_Run],
-    results: Sequence[list[LogLikelihood]],
-    settings: ComparisonSettings,
-) -> Comparison:
-    """The models by their runs' values; saved ones by their files, which know their split."""
-    values: dict[str, Any] = {}
-    for model in models:
-        if settings.saved:
-            values[model.name] = [runs[i].result for i in model.runs]
-        else:
-            values[model.name] = [results[i] for i in model.runs]
-    return compare_results(values, paired_seeds=settings.paired_seeds)
+def _report(plan: _Plan, results: Sequence[list[LogLikelihood]]) -> Report:
+    """The models compared by their runs' values; saved ones by their files, with their split."""
+    saved = plan.settings.saved
+    values: dict[str, Any] = {
+        model.name: [plan.runs[i].result if saved else results[i] for i in model.runs]
+        for model in plan.models
+    }
+    return Report(
+        comparison=compare_results(values, paired_seeds=plan.settings.paired_seeds),
+        models=plan.models,
+        runs=[run.folder for run in plan.runs],
+        names=[run.name for run in plan.runs],
+        results=results,
+        dataset=plan.runs[0].dataset,
+        evaluation=plan.evaluation,
+        settings=plan.settings,
+        noise=plan.noise,
+    )
 
 
 def _file_names(runs: Sequence[str], repeats: int, saved: bool) -> list[str]:

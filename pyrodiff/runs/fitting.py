@@ -64,7 +64,8 @@ def fit(
     }
     with locked(folder):
         prepare_folder(folder, config, resume, overwrite)
-        say(f"{dataset!r}, {_count(reverse):,} parameters -> {folder}")
+        count = sum(p.numel() for p in reverse.parameters())
+        say(f"{dataset!r}, {count:,} parameters -> {folder}")
         objective, bar = make_objective(settings), not quiet
         training.fit(reverse, objective, dataset, settings, folder, resume=resume, progress=bar)
         serialization.write_weights(folder / "model.safetensors", reverse.state_dict())
@@ -79,11 +80,6 @@ def _fresh_model(settings: FitSettings, dataset: DataSet) -> ReverseChain:
     contexts = dataset.train_context
     size = 0 if contexts is None else contexts[0].numel()
     return make_model(settings, dataset.event_shape, dataset.levels, context_size=size)
-
-
-def _count(reverse: ReverseChain) -> int:
-    """The number of parameters."""
-    return sum(p.numel() for p in reverse.parameters())
 
 
 def _draw_samples(

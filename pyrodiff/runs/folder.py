@@ -81,8 +81,9 @@ def sealed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checksum(config: dict[str, Any]) -> str:
-    parts = {str(k): v for k, v in config.items() if k not in ("format", "pyrodiff", "checksum")}
-    return batches.checksum(json.dumps(parts, default=str).encode())
+    header = ("format", "pyrodiff", "checksum")
+    content = {str(name): value for name, value in config.items() if name not in header}
+    return batches.checksum(json.dumps(content, default=str).encode())
 
 
 def say_if_unsealed(run: str | Path, config: dict[str, Any]) -> None:

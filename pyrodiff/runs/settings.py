@@ -64,7 +64,7 @@ class FitSettings(Settings):
         batch_size: samples per training step.
         learning_rate: peak of AdamW's rate: linear warm-up over a tenth, then a cosine to zero.
         weight_decay: of AdamW, on weights of two or more axes.
-        ema_decay: of the moving average of the weights, which is what is kept.
+        ema_decay: of the moving average of the weights, which is the trained model.
         gradient_clip: norm of the gradient of the loss per dimension (of a bound, in bits).
         validate_every: most training steps between validations (and checkpoints).
         validation_calls: network calls per validation sample.

@@ -129,8 +129,8 @@ def evaluate_split(
     batches.prepare(resume)
     results = _results(folder, evaluation, batches, processes=processes, quiet=quiet)
     result = LogLikelihood.concatenate(results) + dataset.log_density_offset()
-    kept = ("data", "split", "seed", "samples_checksum")
-    attributes = {name: record[name] for name in kept}
+    names = ("data", "split", "seed", "samples_checksum")
+    attributes = {name: record[name] for name in names}
     attributes["seal"] = seal(result, batches.identity)
     result.save(folder / "evaluation.nc", **attributes)
     batches.remove()

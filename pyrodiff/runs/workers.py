@@ -76,16 +76,9 @@ def share(
         ChildProcessError: a worker that died.
         Exception: what ``make`` or its function raised there.
     """
-    context, waiting = multiprocessing.get_context("spawn"), iter(tasks)
-    workers: dict[Connection, BaseProcess] = {}
+    waiting = iter(tasks)
     firsts = list(islice(waiting, processes))
-    try:
-        for _ in firsts:
-            ours, theirs = context.Pipe()
-            process: BaseProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()
-            workers[ours] = process
+    with _workers(len(firsts)) as workers:
         for connection, task in zip(workers, firsts, strict=True):
             with contextlib.suppress(BrokenPipeError):  # noticed when it is asked
                 _send(connection, (make, arguments))
@@ -98,6 +91,21 @@ def share(
                     _send(connection, task := next(waiting, None))
                 if task is None:
                     working.remove(connection)
+
+
+@contextlib.contextmanager
+def _workers(count: int) -> Iterator[dict[Connection, BaseProcess]]:
+    """Worker processes by our ends of their pipes; they are ended at once in any case."""
+    context = multiprocessing.get_context("spawn")
+    workers: dict[Connection, BaseProcess] = {}
+    try:
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process: BaseProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            workers[ours] = process
+        yield workers
     finally:
         for connection, process in workers.items():
             connection.close()
