@@ -197,9 +197,18 @@ def test_config_file_gives_the_same_settings(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text("data: mixture\nobjective: hybrid\nwidth: 16\nlearning_rate: 0.01\n")
     parser = make_parser()
-    given = ["fit", "mixture", "--objective", "hybrid", "--width", "16", "--learning_rate", "0.01"]
+    arguments = [
+        "fit",
+        "mixture",
+        "--objective",
+        "hybrid",
+        "--width",
+        "16",
+        "--learning_rate",
+        "0.01",
+    ]
     one = parser.parse_args(["fit", "--config", str(path)]).fit.as_dict()
-    other = parser.parse_args(given).fit.as_dict()
+    other = parser.parse_args(arguments).fit.as_dict()
     assert one.pop("config") and other.pop("config") is None
     assert one == other and one["width"] == 16
 
@@ -406,12 +415,12 @@ def test_run_is_not_lost_by_accident(run: Path, table: Path, capsys) -> None:
 def test_overwrite_and_hybrid_on_a_density(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")  # no wrapped lines
     assert fit("mixture", tmp_path / "run", "--objective hybrid") == 0
-    held = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert held["fit"]["variance"] == "learned-range"
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["fit"]["variance"] == "learned-range"
     assert "exact log p of the data's law" in capsys.readouterr().out
     assert fit("mixture", tmp_path / "run", "--overwrite") == 0
-    held = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert held["fit"]["objective"] == "vlb"
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["fit"]["objective"] == "vlb"
 
 
 def test_hostile_config_is_not_executed(tmp_path: Path, capsys) -> None:

@@ -173,14 +173,14 @@ def test_every_estimator_by_name(run: Path, name: str, capsys, monkeypatch) -> N
     assert "of which Monte Carlo" in text and "network calls per sample" in text
     kind = "an estimate of log p" if name == "flow" else "a lower bound on log p"
     assert kind in text
-    said = {
+    texts = {
         "termwise": "for all together",
         "path": "PathBound(paths=2)",
         "importance": "effective number of particles: median",
         "particle": "looser than the importance bound for",
         "flow": "estimate of bits/dim",
     }
-    assert said[name] in text
+    assert texts[name] in text
     assert ("Pareto k̂ above 0.7 for" in text) == (name == "importance")
 
 
@@ -233,16 +233,16 @@ def test_resume_refuses_other_settings(run: Path, monkeypatch, capsys) -> None:
         asked = stop_after(patch, 4)
         assert main(command) == 130
         assert "interrupted; --resume goes on" in capsys.readouterr().err
-    parts = run / "evaluation" / "test-importance"
-    held = yaml.safe_load((parts / "settings.yaml").read_text())
-    assert held["particles"] == 2 and held["samples"] == 12 and held["data"] == "digits"
-    for other, said in (
+    folder = run / "evaluation" / "test-importance"
+    record = yaml.safe_load((folder / "settings.yaml").read_text())
+    assert record["particles"] == 2 and record["samples"] == 12 and record["data"] == "digits"
+    for other, messages in (
         (["--seed", "1"], "seed: 1 instead of 0"),
         (["--particles", "3"], "particles: 3 instead of 2"),
         (["--batch-size", "8", "--seed", "2"], "batch_size: 8 instead of 4; seed: 2 instead of 0"),
     ):
         assert main([*command, *other, "--resume"]) == 2
-        assert said in capsys.readouterr().err
+        assert messages in capsys.readouterr().err
     weights = run / "model.safetensors"
     before = weights.read_bytes()
     try:
@@ -251,7 +251,7 @@ def test_resume_refuses_other_settings(run: Path, monkeypatch, capsys) -> None:
         assert "got model_checksum: " in capsys.readouterr().err
     finally:
         weights.write_bytes(before)
-    assert len(list(parts.glob("batch-*.nc"))) == len(asked) == 4
+    assert len(list(folder.glob("batch-*.nc"))) == len(asked) == 4
     with monkeypatch.context() as patch:
         asked = stop_after(patch, 6)
         assert main([*command, "--resume"]) == 0

@@ -193,9 +193,9 @@ def test_names_on_a_list_reach_no_other_folder(two) -> None:
     """Whoever edits the list of our files makes no command remove others."""
     assert main([*two, "--output", "page.html"]) == 0
     path = Path("page/settings.yaml")
-    held = yaml.safe_load(path.read_text())
-    held["comparison"] += ["../victim.nc", "values/../../victim.nc", "/tmp/victim.nc", 3]
-    path.write_text(yaml.safe_dump(held))
+    settings = yaml.safe_load(path.read_text())
+    settings["comparison"] += ["../victim.nc", "values/../../victim.nc", "/tmp/victim.nc", 3]
+    path.write_text(yaml.safe_dump(settings))
     Path("victim.nc").write_text("theirs")
     assert main([*two, "--output", "page.html"]) == 0
     assert Path("victim.nc").read_text() == "theirs"
@@ -254,15 +254,15 @@ def test_two_evaluations_at_once_do_not_mix(run: Path, monkeypatch, capsys) -> N
     command = ["evaluate", str(run), *EVALUATE]
     assert main(command) == 0
     whole = (run / "evaluation.nc").read_bytes()
-    said = []
+    statuses = []
 
     def other() -> None:
         for more in ("--seed 9", "--estimator importance", "--resume"):
-            said.append(main([*command, *more.split()]))
-        said.append(main(["sample", str(run), "-n", "2"]))
+            statuses.append(main([*command, *more.split()]))
+        statuses.append(main(["sample", str(run), "-n", "2"]))
 
     once(monkeypatch, other)
-    assert main(command) == 0 and said == [2, 2, 2, 2]
+    assert main(command) == 0 and statuses == [2, 2, 2, 2]
     assert capsys.readouterr().err.count("another command is writing to") == 4
     assert (run / "evaluation.nc").read_bytes() == whole
     assert main([*command, "--seed", "9"]) == 0  # released
@@ -271,18 +271,18 @@ def test_two_evaluations_at_once_do_not_mix(run: Path, monkeypatch, capsys) -> N
 def test_fit_beside_fit_is_refused(run: Path, data: Path, monkeypatch, capsys) -> None:
     from pyrodiff import training
 
-    work, said = training.fit, []
+    work, statuses = training.fit, []
 
     def disturbed(*arguments: Any, **options: Any) -> Any:
         monkeypatch.setattr(training, "fit", work)
         for option in ("--overwrite", "--resume"):
-            said.append(fit(data, run, option))
-        said.append(main(["evaluate", str(run), *EVALUATE]))
+            statuses.append(fit(data, run, option))
+        statuses.append(main(["evaluate", str(run), *EVALUATE]))
         return work(*arguments, **options)
 
     before = contents(run)
     monkeypatch.setattr(training, "fit", disturbed)
-    assert fit(data, run, "--overwrite") == 0 and said == [2, 2, 2]
+    assert fit(data, run, "--overwrite") == 0 and statuses == [2, 2, 2]
     assert capsys.readouterr().err.count("another command is writing to") == 3
     after = contents(run)
     assert after.keys() == before.keys()
@@ -291,9 +291,9 @@ def test_fit_beside_fit_is_refused(run: Path, data: Path, monkeypatch, capsys) -
 
 
 def test_comparisons_of_one_output_at_once(two, monkeypatch, capsys) -> None:
-    command, said = [*two, "--output", "page.html"], list[int]()
-    once(monkeypatch, lambda: said.append(main(command)))
-    assert main(command) == 0 and said == [2]
+    command, statuses = [*two, "--output", "page.html"], list[int]()
+    once(monkeypatch, lambda: statuses.append(main(command)))
+    assert main(command) == 0 and statuses == [2]
     assert "another command is writing to" in capsys.readouterr().err
 
 
@@ -317,17 +317,17 @@ def test_batches_of_another_evaluation_are_not_believed(run: Path, monkeypatch) 
     command = ["evaluate", str(run), *EVALUATE, "--batch_size", "2"]  # four batches
     assert main(command) == 0
     whole = (run / "evaluation.nc").read_bytes()
-    parts, kept = run / "evaluation" / "test-path", run.parent / "kept"
+    parts, saved = run / "evaluation" / "test-path", run.parent / "saved"
     with monkeypatch.context() as patch:
         once(patch, interrupt, 3)
         assert main([*command, "--seed", "9"]) == 130
-    shutil.copytree(parts, kept)
+    shutil.copytree(parts, saved)
     with monkeypatch.context() as patch:
         once(patch, interrupt, 3)
         assert main(command) == 130
     files = sorted(parts.glob("batch-*.nc"))
     assert [file.name[-4] for file in files] == ["0", "1", "2"]
-    shutil.copy(kept / files[0].name, files[0])
+    shutil.copy(saved / files[0].name, files[0])
     shutil.copy(files[2], files[1])
     flip(files[2], LogLikelihood.load(files[2]).value.numpy().tobytes())
     assert main([*command, "--resume"]) == 0
@@ -408,8 +408,8 @@ def in_a_child(action: Callable[[], int]) -> tuple[int, str]:
             os._exit(status)
     os.close(writing)
     with open(reading, encoding="utf-8") as file:
-        said = file.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+        output = file.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output
 
 
 @pytest.mark.parametrize(
@@ -429,8 +429,8 @@ def test_no_room_for_a_file(run: Path, data: Path, monkeypatch, command: str) ->
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
         return main([*command.split(), *more])
 
-    status, said = in_a_child(limited)
-    assert status == 2 and re.search(r"File too large: '(run|new|comparison)/\S+'", said), said
+    status, output = in_a_child(limited)
+    assert status == 2 and re.search(r"File too large: '(run|new|comparison)/\S+'", output), output
     assert not [name for name in contents(Path()) if name.endswith(".tmp")]
     assert {name: contents(Path())[name] for name in before} == before
 
@@ -452,10 +452,10 @@ def test_signals_end_every_command(two, data, monkeypatch, command, number, stat
         "fit": ["fit", str(data), "--output", "new", *TINY.split()],
         "sample": ["sample", "run"],
     }[command]
-    ended, said = in_a_child(lambda: main(arguments))
-    assert ended == status, said
-    assert f"pyrodiff {command}: {'terminated' if status == 143 else 'interrupted'}" in said
-    assert ("--resume goes on with what is finished" in said) == (command != "sample")
+    ended, output = in_a_child(lambda: main(arguments))
+    assert ended == status, output
+    assert f"pyrodiff {command}: {'terminated' if status == 143 else 'interrupted'}" in output
+    assert ("--resume goes on with what is finished" in output) == (command != "sample")
     assert not list(Path().rglob(".pyrodiff.lock"))
 
 

@@ -537,10 +537,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fit_improves_and_leaves_its_files(uninterrupted: Path) -> None:
-    found = rows(uninterrupted)
-    assert [row["step"] for row in found] == [10, 20, 30]
-    bounds = [row["validation_bits_per_dim"] for row in found]
-    assert bounds[-1] < bounds[0] - 4 * found[0]["validation_std_error"]
+    table = rows(uninterrupted)
+    assert [row["step"] for row in table] == [10, 20, 30]
+    bounds = [row["validation_bits_per_dim"] for row in table]
+    assert bounds[-1] < bounds[0] - 4 * table[0]["validation_std_error"]
     names = {path.name for path in (uninterrupted / "checkpoints").iterdir()}
     assert names == {"best.ckpt", "last.ckpt", "previous.ckpt"}
 
@@ -565,9 +565,9 @@ def test_resume_after_kill_is_exact(uninterrupted: Path, tmp_path: Path) -> None
         process.wait()
     assert 1 <= len(rows(folder)) < 3 and not (folder / "model.safetensors").exists()
     assert main([*arguments, "--resume"]) == 0
-    expected, found = rows(uninterrupted), rows(folder)
-    assert len(found) == len(expected) == 3
-    for one, other in zip(found, expected, strict=True):
+    expected, table = rows(uninterrupted), rows(folder)
+    assert len(table) == len(expected) == 3
+    for one, other in zip(table, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-5, abs=1e-6, nan_ok=True)
     weights, other = (load_file(run / "model.safetensors") for run in (folder, uninterrupted))
     assert weights.keys() == other.keys()
