@@ -537,7 +537,7 @@ def test_a_reader_who_has_left_changes_no_status() -> None:
     """As in ``pyrodiff evaluate RUN | head -1``."""
     reading, writing = os.pipe()
     os.close(reading)
-    program = "from pyrodiff import progress; progress.say('x' * 9999); progress.let_go()"
+    program = "from pyrodiff.runs.terminal import let_go, say; say('x' * 9999); let_go()"
     ended = subprocess.run([sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert ended.returncode == 0 and not ended.stderr

@@ -67,4 +67,4 @@ print("heavy:", [m for m in ("torch", "pyro", "lightning") if m in sys.modules])
 """
     output = run(code)
     assert "heavy: []" in output
-    assert "--objective" in output and "--num_samples" in output
+    assert "--objective" in output and "--num-samples" in output
