@@ -176,7 +176,9 @@ def test_saved_evaluations(runs: dict[str, Path], tmp_path: Path, capsys) -> Non
     assert not (tmp_path / "page" / "values").exists()
 
 
-def test_processes_are_handed_on(runs: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
+def test_processes_reach_the_evaluations(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch
+) -> None:
     asked = []
 
     def evaluate(*args: Any, processes: int, **options: Any) -> LogLikelihood:
@@ -190,7 +192,7 @@ def test_processes_are_handed_on(runs: dict[str, Path], tmp_path: Path, monkeypa
     assert asked == [2, 2]
 
 
-def test_interrupted_comparison_goes_on(runs, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_interrupted_comparison_is_resumed(runs, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     names = [str(runs["a-0"]), str(runs["b"])]
     options = ["--estimator", "path", "--limit", "6", "--batch-size", "4", "--quiet"]
@@ -407,7 +409,7 @@ def test_page_is_one_file_and_escapes_names(runs, tmp_path: Path, capsys, monkey
     assert f"seed {0}, common to all models" in page.text and "pyrodiff compare" in page.text
 
 
-def test_torn_report_leaves_the_old_one(runs, tmp_path: Path, monkeypatch) -> None:
+def test_failed_report_leaves_the_old_one(runs, tmp_path: Path, monkeypatch) -> None:
     page = tmp_path / "page.html"
     page.write_text(f"{GENERATOR} old")
 

@@ -90,7 +90,7 @@ def test_values_are_the_estimators_own(run: Path, name: str) -> None:
     torch.testing.assert_close(result.value, whole.value, rtol=1e-5, atol=1e-3)
 
 
-def test_offset_and_pilot_of_another_split(tmp_path: Path) -> None:
+def test_values_of_every_split_are_in_units_of_the_data(tmp_path: Path) -> None:
     """Continuous data: the same values as in model units, moved by the offset of the scales."""
     options = "--steps 2 --width 8 --num_steps 10 --evaluations 8 --validation_evaluations 8"
     folder = tmp_path / "moons"
@@ -112,7 +112,7 @@ def test_offset_and_pilot_of_another_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("split", "other"), [("test", "train"), ("validation", "train"), ("train", "validation")]
 )
-def test_what_is_learned_is_never_learned_from_what_is_scored(
+def test_estimators_never_learn_from_the_samples_they_score(
     run: Path, split: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pilot that has seen the samples makes their bound look better known than it is."""
@@ -187,7 +187,7 @@ def test_every_estimator_by_name(run: Path, name: str, capsys, monkeypatch) -> N
 # -- interruptions -------------------------------------------------------------------------------
 
 
-def test_killed_evaluation_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_evaluation_is_resumed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 with finished batches in any order, one of them torn: the file is as if never."""
     options = "--estimator importance --particles 32 --batch-size 32 --limit 60 --quiet"
     command = ["evaluate", str(run), *options.split()]
@@ -270,7 +270,7 @@ def test_without_resume_it_starts_afresh(run: Path, monkeypatch) -> None:
     assert len(asked) == 3 and not (run / "evaluation").exists()
 
 
-def test_pilot_is_kept_for_resumption(run: Path, monkeypatch) -> None:
+def test_pilot_is_reused_on_resume(run: Path, monkeypatch) -> None:
     """An evaluation cut short after its pilot goes on with the pilot as it was read."""
     command = ["evaluate", str(run), "--std-error", "20", "--limit", "80", "--batch-size=64"]
     assert main([*command, "--quiet"]) == 0
@@ -305,7 +305,7 @@ def test_two_processes(run: Path) -> None:
     torch.testing.assert_close(other.value, one.value, rtol=1e-4, atol=1e-2)
 
 
-def test_workers_answer_every_task_and_hand_on_errors() -> None:
+def test_workers_answer_every_task_and_raise_errors() -> None:
     assert sorted(share(operator.methodcaller, ("__len__",), ["a", "bb", "ccc"], 2)) == [1, 2, 3]
     assert list(share(operator.methodcaller, ("__len__",), [], 2)) == []
     answers = share(functools.partial, (operator.truediv, 1), [2, 0, 4], 1)

@@ -97,7 +97,7 @@ def interrupt() -> None:
 
 @pytest.mark.parametrize("option", ["", "--resume", "--overwrite"])
 @pytest.mark.parametrize("config", ["", "name: theirs\n", "format: 1\npyrodiff: x\nmodel: {}\n"])
-def test_fit_leaves_folders_of_others_alone(
+def test_fit_leaves_foreign_folders_alone(
     data: Path, tmp_path: Path, option: str, config: str, capsys
 ) -> None:
     names = ("model.safetensors", "checkpoints/last.ckpt", "evaluation/x", "metrics.csv")
@@ -110,14 +110,14 @@ def test_fit_leaves_folders_of_others_alone(
     assert contents(tmp_path) == before
 
 
-def test_a_run_without_its_configuration_is_kept(run: Path, data: Path, capsys) -> None:
+def test_a_run_without_its_configuration_is_not_overwritten(run: Path, data: Path, capsys) -> None:
     (run / "config.yaml").unlink()
     before = contents(run)
     refused(capsys, fit(data, run, "--resume"), "was not written by pyrodiff")
     assert contents(run) == before
 
 
-def test_overwriting_a_run_leaves_what_is_not_its_own(run: Path, data: Path) -> None:
+def test_overwriting_a_run_leaves_foreign_files(run: Path, data: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     names = ("notes.txt", "checkpoints/mine.ckpt", "evaluation/notes", "evaluation/x/batch-0.nc")
     before = {name: plant(run, name)[name] for name in names}
@@ -165,7 +165,7 @@ def two(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("name", ["page/means.png", "page/evaluation/x", "page/values/1-a.nc"])
 @pytest.mark.parametrize("option", ["", "--resume", "--saved"])
-def test_compare_leaves_folders_of_others_alone(two, name: str, option: str, capsys) -> None:
+def test_compare_leaves_foreign_folders_alone(two, name: str, option: str, capsys) -> None:
     plant(Path(), name)
     before = contents(Path())
     command = two[:3] if option == "--saved" else two
@@ -174,7 +174,7 @@ def test_compare_leaves_folders_of_others_alone(two, name: str, option: str, cap
     assert contents(Path()) == before
 
 
-def test_compare_leaves_pages_and_files_of_others_alone(two, capsys) -> None:
+def test_compare_leaves_foreign_pages_and_files_alone(two, capsys) -> None:
     Path("page.html").write_text("<html>theirs")
     refused(capsys, main([*two, "--output", "page.html"]), "Expected no file page.html")
     assert Path("page.html").read_text() == "<html>theirs"
@@ -189,7 +189,7 @@ def test_compare_leaves_pages_and_files_of_others_alone(two, capsys) -> None:
     assert (Path("own") / "values" / "1-other.nc").read_text() == "foreign"
 
 
-def test_names_on_a_list_reach_no_other_folder(two) -> None:
+def test_listed_names_cannot_leave_the_folder(two) -> None:
     """Whoever edits the list of our files makes no command remove others."""
     assert main([*two, "--output", "page.html"]) == 0
     path = Path("page/settings.yaml")
@@ -204,7 +204,7 @@ def test_names_on_a_list_reach_no_other_folder(two) -> None:
 # -- samples -------------------------------------------------------------------------------------
 
 
-def test_samples_go_to_npy_files_alone(run: Path, tmp_path: Path, capsys) -> None:
+def test_samples_are_written_only_to_npy_files(run: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "x.txt").write_text("theirs")
     before = contents(tmp_path)
     for name in ("x.txt", "y.txt", "y.png", "y"):
@@ -213,7 +213,7 @@ def test_samples_go_to_npy_files_alone(run: Path, tmp_path: Path, capsys) -> Non
     assert contents(tmp_path) == before
 
 
-def test_samples_replace_samples_alone(run: Path, tmp_path: Path, capsys) -> None:
+def test_samples_replace_only_samples(run: Path, tmp_path: Path, capsys) -> None:
     path = tmp_path / "new" / "x.npy"
     draw = ["sample", str(run), "-n", "2", "--output", str(path)]
     assert main(draw) == 0 and main([*draw, "--seed", "1"]) == 0
@@ -312,7 +312,7 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_batches_of_another_evaluation_are_not_believed(run: Path, monkeypatch) -> None:
+def test_batches_of_another_evaluation_are_ignored(run: Path, monkeypatch) -> None:
     """Of another seed, of other samples, or damaged: computed again."""
     command = ["evaluate", str(run), *EVALUATE, "--batch_size", "2"]  # four batches
     assert main(command) == 0
@@ -346,7 +346,7 @@ def flip(path: Path, part: bytes, bit: int = 0) -> None:
 
 
 @pytest.mark.parametrize("bit", [0, 7])
-def test_one_bit_of_the_weights(two, bit: int, capsys) -> None:
+def test_a_flipped_bit_of_the_weights_is_noticed(two, bit: int, capsys) -> None:
     weights = Path("run/model.safetensors")
     value = max(serialization.read_weights(weights).values(), key=torch.Tensor.numel)
     flip(weights, value.numpy().tobytes(), bit)
@@ -356,13 +356,13 @@ def test_one_bit_of_the_weights(two, bit: int, capsys) -> None:
         runs.evaluate("run", quiet=True)
 
 
-def test_one_digit_of_the_configuration(two, capsys) -> None:
+def test_a_changed_digit_of_the_configuration_is_noticed(two, capsys) -> None:
     flip(Path("run/config.yaml"), b"num_steps: 3")
     for command in (["evaluate", "run", *EVALUATE], ["sample", "run"], two):
         refused(capsys, main(command), "run/config.yaml as it was written", "checksum")
 
 
-def test_runs_without_checksums_are_read_and_said_to_be(run: Path, capsys) -> None:
+def test_runs_without_checksums_are_read_with_a_notice(run: Path, capsys) -> None:
     from safetensors.torch import load_file, save_file
 
     save_file(load_file(run / "model.safetensors"), run / "model.safetensors")
@@ -471,7 +471,7 @@ def test_the_umask_is_honoured(run: Path, tmp_path: Path, mask: int, mode: int) 
         assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
-def test_temporaries_of_the_dead_are_swept(tmp_path: Path) -> None:
+def test_temporary_files_of_dead_processes_are_swept(tmp_path: Path) -> None:
     """And those of the living, and of others, are not."""
     path = tmp_path / "x.nc"
     digits = "0123456789abcdef"
@@ -491,7 +491,7 @@ def test_temporaries_of_the_dead_are_swept(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted([path, *others])
 
 
-def test_commands_sweep_what_they_do_not_write_themselves(two) -> None:
+def test_commands_sweep_temporary_files_of_all_results(two) -> None:
     """A killed command's picture, which the next command has none of; not a file of others."""
     digits = "0123456789abcdef"
     left = [Path(f"run/.terms.png.{digits}.tmp"), Path(f"page/.ladder.png.{digits}.tmp")]
@@ -507,7 +507,7 @@ def test_commands_sweep_what_they_do_not_write_themselves(two) -> None:
     assert not any(each.exists() for each in left) and all(each.exists() for each in theirs)
 
 
-def test_a_write_that_goes_elsewhere_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("old")
     with pytest.raises(OSError, match=r"Expected something to be written to .*x\.txt"):
@@ -533,7 +533,7 @@ def test_printing_never_fails(two, kind: str, monkeypatch) -> None:
         assert "+/- between samples" in text and "2 samples -> run" in text
 
 
-def test_a_reader_who_has_left_changes_no_status() -> None:
+def test_a_closed_pipe_changes_no_status() -> None:
     """As in ``pyrodiff evaluate RUN | head -1``."""
     reading, writing = os.pipe()
     os.close(reading)

@@ -349,7 +349,7 @@ def bound(reverse: ReverseChain, dataset: data.DataSet, settings: FitSettings) -
     return -(float(result.value.mean()) - log_scale) / (result.dimensions * math.log(2))
 
 
-def test_the_best_of_the_metrics_is_kept(points: data.DataSet, tmp_path: Path) -> None:
+def test_weights_of_the_best_validation_are_returned(points: data.DataSet, tmp_path: Path) -> None:
     """Trained on data that all lie near 0, the model becomes worse for those that do not."""
     few = replace(scaled(points, 1e3), train=0.05 * points.train)
     settings = replace(TINY, width=32, steps=60, learning_rate=1e-2, ema_decay=0.8, patience=0)
@@ -361,7 +361,7 @@ def test_the_best_of_the_metrics_is_kept(points: data.DataSet, tmp_path: Path) -
     assert best["global_step"] == 10 * (1 + bounds.index(min(bounds)))
 
 
-def test_units_of_the_data_are_in_the_bounds_alone(points: data.DataSet, tmp_path: Path) -> None:
+def test_units_of_the_data_change_bounds_alone(points: data.DataSet, tmp_path: Path) -> None:
     """Values a thousand times as large cost log₂ 1000 bits more each, and no squared error more."""
     shift, metric = math.log2(1e3), "validation_bits_per_dim"
     for objective, name, expected in (
@@ -378,7 +378,7 @@ def test_units_of_the_data_are_in_the_bounds_alone(points: data.DataSet, tmp_pat
         assert last[1][name] - last[0][name] == pytest.approx(expected, abs=1e-4)
 
 
-def test_loss_of_an_objective_that_is_given(tmp_path: Path) -> None:
+def test_loss_is_that_of_the_objective_not_of_the_settings(tmp_path: Path) -> None:
     """L_simple of a network that predicts 0 is 1 per dimension, whatever the settings say.
 
     The mean of 2000 values of ε² has a standard error of 0.032.
@@ -458,7 +458,7 @@ def validations(
     return len(rows(folder))
 
 
-def test_heavy_noise_does_not_end_a_run_that_improves(points: data.DataSet, tmp_path: Path) -> None:
+def test_heavy_noise_does_not_end_an_improving_run(points: data.DataSet, tmp_path: Path) -> None:
     """All samples become better but one, whose large term makes the mean worse every time."""
 
     def losses(k: int) -> torch.Tensor:
@@ -470,7 +470,7 @@ def test_heavy_noise_does_not_end_a_run_that_improves(points: data.DataSet, tmp_
     assert [row["gain_over_best"] < 0 for row in rows(tmp_path)][1:] == [True] * 11
 
 
-def test_noise_about_a_falling_bound_ends_no_run(points: data.DataSet) -> None:
+def test_noise_around_a_falling_bound_ends_no_run(points: data.DataSet) -> None:
     """Of 200 runs with noise of Student's t with 1.5 degrees of freedom: none ends early.
 
     By the means alone, without their error, most do.
@@ -501,7 +501,7 @@ def test_a_little_worse_is_not_the_best(tmp_path: Path) -> None:
     assert judge.best is better
 
 
-def test_model_that_becomes_worse_ends_the_run(points: data.DataSet, tmp_path: Path) -> None:
+def test_a_worsening_model_ends_the_run(points: data.DataSet, tmp_path: Path) -> None:
     spread = torch.linspace(-1, 1, 30)
 
     def losses(k: int) -> torch.Tensor:
@@ -513,7 +513,7 @@ def test_model_that_becomes_worse_ends_the_run(points: data.DataSet, tmp_path: P
     assert validations(losses, points, tmp_path, resume=True) == 4 + 3
 
 
-def test_plateau_and_patience_of_none_end_no_run(points: data.DataSet, tmp_path: Path) -> None:
+def test_plateaus_and_zero_patience_end_no_run(points: data.DataSet, tmp_path: Path) -> None:
     assert validations(lambda k: torch.ones(30), points, tmp_path / "one") == 12
     judge = Validations(tmp_path, patience=0)
     for k in range(100):
