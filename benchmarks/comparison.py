@@ -153,7 +153,7 @@ def seeds(
 ) -> dict[str, float | None]:
     """v_is = log p(x_i) + a_s + b_s + e_is for either side, sd of e half of a nat.
 
-    a_s, of sd ``alike``, is what both sides owe to seed s.
+    a_s, of sd ``alike``, is the effect of seed s on both sides.
     """
     truth = log_p_difference()
     generator, found = torch.Generator().manual_seed(5), []

@@ -50,7 +50,7 @@ def train_vae(steps: int) -> VAE:
         (loss(batch) / len(batch)).backward()
         optimizer.step()
         if step % 250 == 0:
-            bound, _ = summary(vae.bound(data.validation, num_particles=8, seed=0).value)
+            bound, _ = summary(vae.bound(data.validation, particles=8, seed=0).value)
             if bound < best:
                 best, kept = bound, copy.deepcopy(vae.state_dict())
     vae.load_state_dict(kept)
@@ -69,7 +69,7 @@ def main() -> None:
     vae = train_vae(options.steps)
     test = load("digits").test
     rows = {
-        "VAE (16 latents)": summary(vae.bound(test, num_particles=64, seed=1).value),
+        "VAE (16 latents)": summary(vae.bound(test, particles=64, seed=1).value),
         f"diffusion ({options.run.name})": diffusion,
     }
     table = Table("model", "bits/dim (upper bound)", "± standard error", title="digits, test")

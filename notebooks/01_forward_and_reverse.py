@@ -62,14 +62,14 @@ pyro.set_rng_seed(0)
 #
 # $$q(x_t \mid x_{t-1}) = \mathcal N(\sqrt{1 - \beta_t}\, x_{t-1},\ \beta_t I),$$
 #
-# and many of them amount to one big one,
+# and many such steps amount to one large step,
 #
 # $$q(x_t \mid x_0) = \mathcal N(\alpha_t x_0,\ \sigma_t^2 I), \qquad
 #   \alpha_t^2 = \bar\alpha_t = \prod_{s \le t} (1 - \beta_s), \quad
 #   \sigma_t^2 = 1 - \bar\alpha_t .$$
 #
 # The library stores a single number per step, the log signal-to-noise ratio $\lambda_t = \log
-# \alpha_t^2/\sigma_t^2$, in float64, and derives all else from it: $\alpha_t^2 =
+# \alpha_t^2/\sigma_t^2$, in float64, and derives everything else from it: $\alpha_t^2 =
 # \operatorname{sigmoid}(\lambda_t)$, $\sigma_t^2 = \operatorname{sigmoid}(-\lambda_t)$. A
 # **schedule** is the curve $\lambda(u)$ over time $u$ from 0 (data) to 1 (noise).
 
@@ -89,7 +89,7 @@ float((torch.logit((1 - betas).cumprod(0)) - lambdas).abs().max())
 # ## 2. The forward chain is a guide
 #
 # Written by hand, the forward chain is a loop over `pyro.sample`. Sites are called `x_1`, …, `x_T`;
-# samples are independent, so they stand in a plate; dimensions of one sample belong together
+# samples are independent, so they are in a plate; the dimensions of one sample are one event
 # (`to_event`).
 
 # %%
@@ -107,7 +107,7 @@ def by_hand(x_0):
 
 # %% [markdown]
 # `ForwardChain` is this program for any schedule, and for either of two **orders**. The same joint
-# can be drawn from the data to the noise, or, knowing $x_0$, from the noise back to the data:
+# can be drawn from the data to the noise or, given $x_0$, from the noise back to the data:
 #
 # $$q(x_{1:T} \mid x_0)
 #   = \underbrace{\prod_{t=1}^{T} q(x_t \mid x_{t-1})}_{\text{noising}}
@@ -128,8 +128,8 @@ for program in (noising, denoising):
     print(poutine.trace(program).get_trace(x_0).format_shapes(), end="\n\n")
 
 # %% [markdown]
-# That all three programs are one joint density is a statement that can be checked: draw $x_{1:T}$
-# from one of them and ask each for $\log q(x_{1:T} \mid x_0)$.
+# That all three programs have the same joint density can be checked: draw $x_{1:T}$ from one of them
+# and evaluate $\log q(x_{1:T} \mid x_0)$ under each.
 
 # %%
 drawn = poutine.trace(noising).get_trace(x_0)
@@ -141,7 +141,7 @@ for name, program in {"by hand": by_hand, "noising": noising, "denoising": denoi
 # %% [markdown]
 # The paths look alike, too. Below, paths from two values of $x_0$ in one dimension: those on the
 # left were drawn from $x_0$ towards the noise, those on the right from the noise towards $x_0$. The
-# bands are $\alpha_t x_0 \pm 2 \sigma_t$, what $q(x_t \mid x_0)$ says of both.
+# bands are $\alpha_t x_0 \pm 2 \sigma_t$, as $q(x_t \mid x_0)$ gives for both.
 
 
 # %%
@@ -171,9 +171,9 @@ figure
 # %% [markdown]
 # ## 3. What the forward chain does to data
 #
-# A ring of eight Gaussians in the plane. Each panel is one site of one run of the guide; a point
-# keeps the colour of where it began. The clusters blur, the ring closes, and at $t = T$ nothing is
-# left of the data but a standard normal in all colours.
+# A ring of eight Gaussians in the plane. Each panel is one site of one run of the guide; a point is
+# coloured by where it began. The clusters blur, the ring closes, and at $t = T$ nothing is left of
+# the data: a standard normal, with all colours mixed.
 
 # %%
 parts = data.mixture_parameters()
@@ -184,7 +184,7 @@ shown = [0, 20, 35, 45, 55, 65, 80, 100]
 plots.trajectory_points(cloud, timesteps=shown, direction="forward")[0].figure
 
 # %% [markdown]
-# The same program on images, as a site may have any event shape: scikit-learn's digits, 8 × 8
+# The same program on images, since a site can have any event shape: scikit-learn's digits, 8 × 8
 # pixels.
 
 # %%
@@ -194,8 +194,8 @@ plots.trajectory_strip(images, timesteps=shown, direction="forward").figure
 
 # %% [markdown]
 # How much of $x_0$ is left in the last latent is one number of the bound, $\mathrm{KL}(q(x_T \mid
-# x_0) \,\|\, \mathcal N(0, I))$. It must be small, as the reverse chain starts from $\mathcal N(0,
-# I)$ and cannot learn its way out of a bad start:
+# x_0) \,\|\, \mathcal N(0, I))$. It must be small: the reverse chain starts from $\mathcal N(0, I)$,
+# and no training can make up for a poor start.
 
 # %%
 print(f"digits: {float(chain.prior_kl(digits.train).mean()):.3f} nats per image of 64 pixels")
@@ -273,10 +273,9 @@ print(f"largest deviation: {float(deviation.abs().max()):.1f} standard errors")
 
 # %% [markdown]
 # Adding up such KLs over the sites is what `TraceMeanField_ELBO` does. `Trace_ELBO` averages $\log
-# p - \log q$ of the drawn path instead, and knows nothing of KLs; `VariationalBound`, the library's
-# own, visits a few random $t$ in place of all and is the one to train with, as it costs one network
-# call per sample. All three are Pyro ELBOs and have the same expectation. Here with the exact
-# answers:
+# p - \log q$ over paths instead and uses no KLs; the library's `VariationalBound` visits a few
+# random $t$ instead of all, and is the one to train with, since it costs one network call per
+# sample. All three are Pyro ELBOs with the same expectation. Here they are with the exact answers:
 
 
 # %%
@@ -302,7 +301,7 @@ print(f"exact −log p(x_0)     {-float(linear_log_prob(reverse, x)):.4f}")
 # It seems natural to write the guide as the notes do, from $x_0$ to $x_T$. Then the guide's site
 # `x_t` has the law $q(x_t \mid x_{t-1})$, while the model's has $p_\theta(x_t \mid x_{t+1})$. An
 # analytic KL between the two averages over $x_t$ while $x_{t+1}$, which the guide drew *from that
-# very* $x_t$, is held fixed. The sum of such KLs is not the bound, nor any bound. Computed by hand:
+# very* $x_t$, stays fixed. The sum of such KLs is not the bound, nor any other bound. By hand:
 
 # %%
 backwards = ForwardChain(LogSNRSchedule(5.0, -5.0), num_steps=8, order="noising")
@@ -318,7 +317,7 @@ print(f"exact −ELBO:          {-float(exact.elbo):.2f}")
 
 # %% [markdown]
 # A plain Pyro guide would return such a number with a warning at most. Here it is refused, and the
-# message names the way out:
+# message names the remedy:
 
 # %%
 reverse_of_it = ReverseChain(NoiseDenoiser(gaussian.network()), backwards, event_shape=(2,))
@@ -338,8 +337,8 @@ print("Trace_ELBO, noising:", repeated(Trace_ELBO(), reverse_of_it, backwards, x
 # %% [markdown]
 # ## 7. Learning the reverse chain
 #
-# Now the ring again, with a network that knows nothing yet: a residual perceptron that reads $x_t$
-# and $\lambda_t$. Model and guide go into Pyro's `SVI` as any pair does.
+# Now the ring again, with an untrained network: a residual perceptron that reads $x_t$ and
+# $\lambda_t$. Model and guide go into Pyro's `SVI` as any pair does.
 
 # %%
 pyro.set_rng_seed(0)
@@ -358,8 +357,8 @@ for _ in range(steps):
     losses.append(svi.step(train[torch.randint(len(train), (batch,))]) / batch)
 
 # %% [markdown]
-# A loss of `VariationalBound` is noisy, as it visits one random $t$ per point. Its mean over many
-# steps falls towards the entropy of the data, below which the mean of no bound can be.
+# The loss of `VariationalBound` is noisy, since it visits one random $t$ per point. Its mean over
+# many steps falls towards the entropy of the data, which is a limit for the mean of any bound.
 
 # %%
 window = 100 if QUICK else 200
@@ -378,8 +377,8 @@ panel.grid(alpha=0.25)
 figure
 
 # %% [markdown]
-# The trained chain, run backwards from noise. Colours tell where a point will end, and on the left
-# one cannot tell yet; most of the decision falls in the middle, where the forward chain forgot it.
+# The trained chain, run backwards from noise. Colours show where a point will end. On the left that
+# is still open; most of it is decided in the middle, where the forward chain lost it.
 
 # %%
 paths = reverse.sample(1000, seed=0, trajectory=True)
@@ -389,9 +388,9 @@ plots.trajectory_points(paths, timesteps=shown, direction="reverse")[0].figure
 plots.samples_scatter(paths[0], data=ring.sample(4000, seed=3)).figure
 
 # %% [markdown]
-# How good is it? On points that it has not seen, the bound beside the exact $\log p$ of the data's
-# law. Their difference is taken point by point, which removes what both share. The same chain with
-# the *optimal* denoiser tells how much of it even perfect training would leave.
+# How good is it? On unseen points, compare the bound with the exact $\log p$ of the data's
+# distribution. Their difference is taken point by point, which removes what both share. The same
+# chain with the *optimal* denoiser shows how much of it would remain after perfect training.
 
 # %%
 test = ring.sample(500 if QUICK else 2000, seed=4)
@@ -414,7 +413,7 @@ for name, values in shortfall.items():
 #   order.
 # - In **denoising** order, Pyro's `TraceMeanField_ELBO` is term for term the DDPM decomposition: on
 #   a Gaussian it gives 1.525 ± 0.010 nats where the exact bound is 1.519. In **noising** order the
-#   same sum of KLs is 4.67 ± 0.02, no bound of anything, and is refused.
+#   same sum of KLs is 4.67 ± 0.02, a bound on nothing, and is refused.
 # - `SVI` with `VariationalBound` trains a reverse chain in seconds: on unseen points its bound is
 #   0.142 ± 0.013 nats short of the exact log density of the data. Only 0.026 ± 0.003 of that is the
 #   network's; with the optimal denoiser the same chain would still be 0.115 ± 0.013 short.

@@ -14,18 +14,19 @@
 # %% [markdown]
 # # Which objective?
 #
-# A diffusion model can be trained by its bound, or by one of several losses that are no bounds. What
-# is known of the choice comes from large images. On CIFAR-10, Ho et al. (2020, tables 1 and 2) report
-# 3.70 bits/dim and an FID of 13.5 for the bound with a fixed variance, 3.75 and 3.17 for the simple
-# loss, and could not train plain mean matching. Nichol and Dhariwal (2021, abstract and section 3)
-# add a learned variance by a hybrid loss: better likelihood than the simple loss at about the same
-# FID, and better even than direct training by the bound, whose gradient they find much noisier unless
-# $t$ is drawn by importance; then the bound wins in likelihood and loses in FID.
+# A diffusion model can be trained by its bound, or by one of several losses that are not bounds.
+# What is known about the choice comes from large images. On CIFAR-10, Ho et al. (2020, tables 1 and
+# 2) report 3.70 bits/dim and an FID of 13.5 for the bound with a fixed variance, 3.75 and 3.17 for
+# the simple loss, and could not train plain mean matching. Nichol and Dhariwal (2021, abstract and
+# section 3) add a learned variance by a hybrid loss: better likelihood than the simple loss at
+# about the same FID, and better even than direct training by the bound, whose gradient they find
+# much noisier unless $t$ is drawn by importance; then the bound wins in likelihood and loses in
+# FID.
 #
 # This notebook puts the objectives side by side on small images: the same data, network, steps and
-# seeds, so that what is left is the objective. Who wins in likelihood? Who in the quality of samples?
-# At which $t$? And why? It trains 18 small models. In full that takes about 20
-# minutes on one core (`PYRODIFF_QUICK=1`: about one).
+# seeds, so that only the objective differs. Which wins in likelihood? Which in the quality of
+# samples? At which $t$? And why? It trains 18 small models. In full that takes about 20 minutes on
+# one core (`PYRODIFF_QUICK=1`: about one).
 
 # %%
 # %matplotlib inline
@@ -89,10 +90,10 @@ logging.disable(logging.WARNING)  # Lightning's list of devices, once per traini
 #
 # All of them are `WeightedLoss` with another function of the step, up to what a learned variance
 # adds. With $\sigma_\theta^2 = \tilde\beta_t$ the weight of the bound is $w_t = \tfrac12
-# (e^{\lambda_{t-1} - \lambda_t} - 1)$: it depends on the length of the step in log-SNR and on nothing
-# else (Kingma et al., 2021, section 4). So the axis on which weightings are to be compared is
-# $\lambda$, not $t$. On the right each weight is divided by the length of its step; all curves have
-# area 1. Time runs to the right in both panels.
+# (e^{\lambda_{t-1} - \lambda_t} - 1)$: it depends on the length of the step in log-SNR and on
+# nothing else (Kingma et al., 2021, section 4). So the axis on which weightings are to be compared
+# is $\lambda$, not $t$. On the right each weight is divided by the length of its step; all curves
+# have area 1. Time runs to the right in both panels.
 
 # %%
 T = 50 if QUICK else 250
@@ -127,12 +128,12 @@ for panel in (left, right):
 figure
 
 # %% [markdown]
-# Where steps are short the bound weighs all noise levels alike. (The rise at the left end is
-# that of $e^x - 1$ over $x$: the schedule's first steps are as long as a whole unit.) $L_\text{simple}$
-# moves the weight from the data's end to the middle, where the linear schedule spends its steps; mean
-# matching moves it to the noise. Above $\lambda = 5$, where a pixel's level can all but be read off
-# $x_t$, the bound has 21 % of its weight, the simple loss 2 % and mean matching 0.4 %. Below $\lambda
-# = -5$, where hardly a trace of the image is left, it is 27 %, 30 % and 60 %.
+# Where steps are short the bound weighs all noise levels alike. (The rise at the left end is that
+# of $e^x - 1$ over $x$: the schedule's first steps are as long as a whole unit.) $L_\text{simple}$
+# moves the weight from the data's end to the middle, where the linear schedule spends its steps;
+# mean matching moves it to the noise. Above $\lambda = 5$, where a pixel's level can all but be
+# read off $x_t$, the bound has 21 % of its weight, the simple loss 2 % and mean matching 0.4 %.
+# Below $\lambda = -5$, where hardly a trace of the image is left, it is 27 %, 30 % and 60 %.
 #
 # Formulas are easily mistyped, so two of them are checked against the library: a term of the bound
 # against $w_t$ times the noise error, and `MeanLoss` against `WeightedLoss` with its weight.
@@ -182,8 +183,8 @@ print(f"MeanLoss {losses[0]:.4f}, WeightedLoss {losses[1]:.4f}")
 # %% [markdown]
 # ## 2. The same of everything else
 #
-# A comparison of objectives is easily a comparison of something else. Here is what is shared and what
-# is not.
+# A comparison of objectives can easily become a comparison of something else. Here is what the
+# models share and what they do not.
 #
 # | the same for all | |
 # |---|---|
@@ -247,11 +248,12 @@ models = {name: [trained(seed, *kind) for seed in SEEDS] for name, kind in KINDS
 # %% [markdown]
 # ## 3. Likelihood
 #
-# The ELBO of all test images, by `TermwiseBound` with 32 calls, twice with noise of its own; all
-# models meet the same noise. With several training seeds the error of a difference has two
-# sources, and the comparison keeps them apart: which images were drawn (differences are paired, image
-# by image) and which seeds (paired, too: a seed's initial weights and batches are the same for all
-# objectives). Its intervals are Student's with few degrees of freedom where the seeds have the say.
+# The ELBO of all test images, by `TermwiseBound` with 32 calls, twice with independent noise; all
+# models are given the same noise. With several training seeds the error of a difference has two
+# sources, and the comparison keeps them apart: which images were drawn (differences are paired,
+# image by image) and which seeds (paired, too: a seed's initial weights and batches are the same
+# for all objectives). Its intervals are Student's, with few degrees of freedom where the seeds
+# dominate.
 
 # %%
 test = digits.test[:40] if QUICK else digits.test
@@ -303,7 +305,7 @@ pd.DataFrame.from_dict(rows, orient="index")
 # - with evenly drawn $t$, **training by the bound gives the worse bound**: 0.131 ± 0.006 behind
 #   simple with the fixed variance, 0.069 ± 0.009 behind hybrid with the learned one;
 # - the same objective with **loss-aware $t$** is the best of all, 0.099 ± 0.008 ahead of hybrid;
-# - **mean and simple** cannot be told apart: $-0.014 \pm 0.006$, and the interval holds zero.
+# - **mean and simple** cannot be distinguished: $-0.014 \pm 0.006$, and the interval contains zero.
 #
 # An ELBO ranks bounds, not models (notebook 03), and a variance can make a bound tighter without
 # making a model better. So the ladder of importance bounds, on 16 test images and for the first seed
@@ -320,13 +322,13 @@ ladder.figure
 # Part of it is looseness: from $K = 1$ to 16 the distance between hybrid and simple shrinks from
 # about 14 to about 7 nats, and every ladder still rises. The order of the six does not change from
 # rung to rung, and the 5 nats between loss-aware VLB and hybrid, whose variances are both learned,
-# stay what they are.
+# remain.
 #
 # ## 4. Sample quality
 #
-# Three seeds of six objectives, 400 samples of each, by ancestral sampling through all 250 steps with
-# the model's own variance. Objectives of the same seed start from the same noise and meet the same
-# noise on the way, so the panels can be compared image by image.
+# Three seeds of six objectives, 400 samples of each, by ancestral sampling through all 250 steps
+# with the model's own variance. Objectives of the same seed start from the same noise and add the
+# same noise at every step, so the panels can be compared image by image.
 
 # %%
 COUNT = 40 if QUICK else 400
@@ -347,7 +349,7 @@ figure
 
 # %% [markdown]
 # The eye is a poor judge of 25 images. Two distances between the samples and the test images are
-# unbiased, so that they are zero in expectation where the two laws agree, and may come out negative:
+# unbiased: they are zero in expectation where the two distributions agree, and may be negative:
 #
 # - the **kernel distance** (squared MMD with a cubic kernel; Bińkowski et al., 2018) of the 64
 #   features of a small classifier that was trained on the training images: whether samples look like
@@ -355,8 +357,8 @@ figure
 # - the **energy distance** of raw pixels (Székely and Rizzo, 2013), which needs no choice of
 #   features but sees mostly the coarse picture.
 #
-# What can at best be reached is that of the training images themselves, 400 of them drawn again and
-# again: the grey band.
+# The best that can be reached is the distance of the training images themselves, for repeated draws
+# of 400 of them: the grey band.
 
 # %%
 labelled = data.load("digits", context="label")
@@ -466,13 +468,14 @@ pd.DataFrame.from_dict(rows, orient="index").fillna("")
 # - **VLB**, with evenly drawn $t$, is the furthest from the test images by both distances. Paired by
 #   seed it is 0.024 ± 0.006 behind simple in features and 0.0127 ± 0.0015 in pixels, and behind in
 #   all three seeds. **VLB + Σ** is behind in all three as well, by less.
-# - **simple, hybrid and mean** cannot be told apart. Hybrid's samples are nearly those of simple,
+# - **simple, hybrid and mean** cannot be distinguished. Hybrid's samples are nearly those of simple,
 #   pixel by pixel: the learned variance hardly touches them.
-# - **loss-aware VLB** has the largest spread over these seeds; it cannot be told from simple either.
-# - None reaches the training images: all six means lie outside of the grey band.
+# - **loss-aware VLB** has the largest spread over these seeds; it cannot be distinguished from
+#   simple either.
+# - None reaches the training images: all six means lie outside the grey band.
 #
-# These are weak statements. A $p$ of 0.01 is the least of ten that were looked at, and with three
-# seeds a difference must be some four errors large to be noted at all.
+# These are weak statements. A $p$ of 0.01 is the smallest of ten that were computed, and with three
+# seeds a difference must be some four errors large to be noticed at all.
 #
 # ## 5. Step by step
 #
@@ -494,11 +497,12 @@ plots.terms(averaged).figure
 
 
 # %% [markdown]
-# Seen on this scale the objectives agree: most of the bound is made in the first tenth of the chain. The differences have to be looked at by themselves. Below they are
-# summed over six ranges of log-SNR and given in bits/dim against simple, paired by image, with bars
-# of two standard errors that hold images and seeds. The left panel takes each model as it is. In the
-# right one all models get the variance $\tilde\beta_t$, whatever they have learned of it, so that what
-# differs is the denoiser alone. The vertical axis is linear between −0.001 and 0.001.
+# On this scale the objectives agree: most of the bound comes from the first tenth of the chain. The
+# differences have to be looked at on their own. Below they are summed over six ranges of log-SNR
+# and given in bits/dim against simple, paired by image, with bars of two standard errors over
+# images and seeds. The left panel takes each model as it is. In the right one all models get the
+# variance $\tilde\beta_t$, whatever they have learned, so that only the denoiser differs. The
+# vertical axis is linear between −0.001 and 0.001.
 
 
 # %%
@@ -586,29 +590,29 @@ for label, ranges, results in parts:
 pd.DataFrame.from_dict(table, orient="index")[[name for name in KINDS if name != "simple"]]
 
 # %% [markdown]
-# What the table says of each:
+# What the table says about each:
 #
-# - **hybrid** has the denoiser of simple ($-0.0003 \pm 0.0004$ in all). Its whole gain, 0.317 ± 0.015
-#   on these images, is the variance, and five sixths of that (0.264 ± 0.015) come from $t \le 6$.
-#   There $\tilde\beta_t$, the variance for a *known* $x_0$, is too small; for $t > 30$ no gain can be
-#   seen.
+# - **hybrid** has the denoiser of simple ($-0.0003 \pm 0.0004$ in all). Its whole gain, 0.317 ±
+#   0.015 on these images, is the variance, and five sixths of that (0.264 ± 0.015) come from $t \le
+#   6$. There $\tilde\beta_t$, the variance for a *known* $x_0$, is too small; for $t > 30$ no gain
+#   can be seen.
 # - **VLB** has the worse denoiser wherever there is anything to lose, $t \le 161$, and that includes
 #   the data's end, to which it gives ten times the weight that simple gives. **VLB + Σ** likewise;
 #   its variance makes up for it at $t \le 6$ and not at $t = 31 \dots 95$.
-# - **loss-aware VLB** is what one would have expected of the weights: the better denoiser at the
+# - **loss-aware VLB** is what one would expect from the weights: the better denoiser at the
 #   data's end (by 0.057 ± 0.006 and 0.044 ± 0.006 bits/dim in the first two ranges), no different in
 #   the middle, and a little worse ($0.0003 \pm 0.0001$) on the noisy side.
 # - **mean** is hardly different from simple, and if anything better at the data's end, where its
 #   weights are least. That is not explained here.
-# - Beyond $t = 161$ nobody gains or loses as much as 0.0001.
+# - Beyond $t = 161$ no model gains or loses as much as 0.0001.
 #
 # ## 6. Why
 #
-# The weighting does not decide what the best network is. Whatever the weights, each error is least
-# for $\hat x_0 = \mathbb E[x_0 \mid x_t]$, at every $t$ by itself. Weights decide what a network does
-# that cannot have everything, for want of capacity or of time. So why does training by the bound end
-# with a worse bound? If it had overfitted, it would be ahead on the training images. It is not: on
-# 300 of them, by its own measure, VLB is as far behind. (Bits/dim more than simple.)
+# The weighting does not decide what the best network is. Whatever the weights, each error is
+# smallest for $\hat x_0 = \mathbb E[x_0 \mid x_t]$, at every $t$ separately. Weights matter for a
+# network that cannot reach that everywhere, for lack of capacity or time. So why does training by
+# the bound end with a worse bound? If it had overfitted, it would be ahead on the training images.
+# It is not: on 300 of them, by its own measure, VLB is as far behind. (Bits/dim more than simple.)
 
 # %%
 seen_before = digits.train[: 40 if QUICK else 300]
@@ -626,8 +630,8 @@ pd.DataFrame(columns).loc[[name for name in KINDS if name != "simple"]]
 # the same for all rows) and the gradients $g, g'$ of two independent batches of 64 images. Their
 # agreement $\mathbb E[g \cdot g'] / \mathbb E|g|^2$ is the share of the squared length of $g$ that is
 # signal; the rest is noise. The last column has the share of batches whose gradient is longer than 1,
-# which is where the training clips it. The error is over the three seeds, each with images and noise
-# of its own.
+# which is where the training clips it. The error is over the three seeds, each with independent images
+# and noise.
 
 # %%
 early = replace(settings, steps=10 if QUICK else 150, validate_every=10 if QUICK else 150)
@@ -681,12 +685,12 @@ for name, values in measured.items():
 pd.DataFrame.from_dict(rows, orient="index")
 
 # %% [markdown]
-# With evenly drawn $t$ the gradient of the bound is noise but for 0.6 ± 0.1 % of its squared length,
-# a ninth of what the simple loss has (6.0 ± 0.6 %). The first six steps, whose terms are the largest,
-# get one or two images of a batch of 64 and outshout the others; all of its gradients are clipped,
-# none of those of simple or mean. Loss-aware $t$ raises the share to 10 ± 3 %. This is at one place
-# early in the training; but it is in line with what the three VLB-trained models did, and with the
-# remedy.
+# With evenly drawn $t$ the gradient of the bound is noise but for 0.6 ± 0.1 % of its squared
+# length, a ninth of what the simple loss has (6.0 ± 0.6 %). The first six steps, whose terms are
+# the largest, get one or two images of a batch of 64 and dominate the others; all of its gradients
+# are clipped, none of those of simple or mean. Loss-aware $t$ raises the share to 10 ± 3 %. This is
+# at one point early in the training, but it agrees with the results of the three VLB-trained
+# models, and with the remedy.
 #
 # ## Conclusion
 #
@@ -703,15 +707,15 @@ pd.DataFrame.from_dict(rows, orient="index")
 # | VLB + Σ, loss-aware t | learned | 2.079 ± 0.012 | 0.018 ± 0.009 | 0.020 ± 0.009 |
 # | training images | | | −0.004 | −0.001 |
 #
-# - **Likelihood** goes to the bound with a learned variance, *if* $t$ is drawn by its losses: 0.099 ±
-#   0.008 bits/dim ahead of hybrid, paired. With evenly drawn $t$ the bound loses to the simple
+# - **Likelihood** goes to the bound with a learned variance, *if* $t$ is drawn by its losses: 0.099
+#   ± 0.008 bits/dim ahead of hybrid, paired. With evenly drawn $t$ the bound loses to the simple
 #   weighting with either variance.
 # - **Samples**: with evenly drawn $t$ the bound's are further off than simple's, in all three seeds
 #   and by both distances. Among the other four, three seeds cannot tell.
 # - **Step by step**: a learned variance pays at $t \le 30$, and most of it at $t \le 6$; the bound's
 #   weights pay in the same place, once the gradient can be followed.
 # - **Against the literature.** As Nichol and Dhariwal found, hybrid beats evenly drawn VLB in
-#   likelihood, and loss-aware $t$ turns that round. Their price for it, worse samples, can neither be
+#   likelihood, and loss-aware $t$ reverses that. Their price for it, worse samples, can neither be
 #   seen nor ruled out here. Ho et al. found the bound a little *better* than the simple loss in
 #   likelihood (3.70 against 3.75); here it is worse by 0.131 ± 0.006. They trained several hundred
 #   times longer, and noise averages out, but that this is the reason has not been tested. Nor did

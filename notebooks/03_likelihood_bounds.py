@@ -17,11 +17,11 @@
 # A diffusion model has a likelihood, $p_\theta(x_0) = \int p_\theta(x_{0:T})\, dx_{1:T}$, that
 # nobody can compute. Papers report bounds on it, or estimates of it, and these differ by more than
 # the models they compare. This notebook climbs from the loosest bound to the tightest on a model
-# whose $\log p_\theta$ **is** known, so that each number can be held against the truth: what it
-# says, how far it is off, what it costs. Then it does the same for handwritten digits, where
-# nothing is known.
+# whose $\log p_\theta$ **is** known, so that each number can be compared with the truth: what it
+# says, how far it is off, what it costs. Then it does the same for handwritten digits, where no
+# exact value is known.
 #
-# Words used throughout: a *call* is one row that the network is asked about. *Looseness* is how far
+# Terms used throughout: a *call* is one row of input to the network. *Looseness* is how far
 # the expectation of a bound is from $\log p_\theta$; more calls of the same bound do not change it.
 # *Monte Carlo error* is how far a value is from its own expectation; more calls shrink it.
 
@@ -51,7 +51,7 @@ from pyrodiff.likelihood import (
     SandwichBound,
     TermwiseBound,
 )
-from pyrodiff.likelihood.paths.importance import log_mean_exp
+from pyrodiff.likelihood.statistics import log_mean_exp
 from pyrodiff.networks import ResidualConvNet
 from pyrodiff.objectives import VariationalBound
 from pyrodiff.oracles import GaussianMixture, GridOracle, Product
@@ -94,8 +94,8 @@ grids = {"fixed small": FixedSmall(), "fixed large": FixedLarge()}
 grids = {name: GridOracle(model(v, 1), -8, 8, 1301) for name, v in grids.items()}
 
 # %% [markdown]
-# Two of the eight dimensions, the data's law beside the two models'. The small variance makes the
-# modes a little too sharp, the large one a little too blurred.
+# Two of the eight dimensions: the distribution of the data, and those of the two models. The small
+# variance makes the modes a little too sharp, the large one a little too blurred.
 
 # %%
 maps = {"data": Product(one, one).log_prob}
@@ -126,8 +126,8 @@ for name, value in exact.items():
 # $$\log p_\theta(x_0) \ \ge\ -\mathrm{KL}_T - \sum_{t=1}^{T} L_t .$$
 #
 # One term needs one call, and each term is an expectation over one Gaussian $\epsilon$.
-# `TermwiseBound` with no arguments asks for every $t$ once, as published codes do. That number has
-# no error bar, as one draw per term cannot know its spread. The terms themselves are worth a look.
+# `TermwiseBound` with no arguments evaluates every $t$ once, as published codes do. That number has
+# no error bar, since one draw per term does not show its spread. The terms are worth a look.
 # The models differ a little at every step and by more than six nats in $L_1 = -\log p_\theta(x_0
 # \mid x_1)$, which is also the most uncertain: the decoder takes its scale from the variance, and
 # that of the small one is narrower than the noise in $x_1$.
@@ -139,9 +139,9 @@ every = {
 plots.terms(every).figure
 
 # %% [markdown]
-# With a budget, $t$ is drawn in strata and the error is known. A **pilot** looks at *other* data
-# first: it finds where the variance is, places the calls there, and subtracts control variates of
-# mean zero. As it saw neither the samples nor their noise, the expectation stays the same; only the
+# With a budget, $t$ is drawn in strata and the error is known. A **pilot** uses *other* data first:
+# it finds where the variance is, places the calls there, and subtracts control variates of mean
+# zero. It uses neither the samples nor their noise, so the expectation stays the same; only the
 # error shrinks. Below, the Monte Carlo error of one sample's value against the budget, for the
 # model with the small variance.
 
@@ -166,8 +166,8 @@ panel.grid(alpha=0.25)
 figure
 
 # %% [markdown]
-# Now hold these ELBOs against the truth. Looseness is measured sample by sample, exact minus bound,
-# so that the spread of $\log p$ between samples drops out; its error holds the Monte Carlo error.
+# Now compare these ELBOs with the truth. Looseness is measured sample by sample, exact minus bound,
+# so that the spread of $\log p$ between samples drops out; its error includes the Monte Carlo error.
 
 # %%
 rows = []
@@ -194,8 +194,8 @@ pd.DataFrame(rows).set_index("estimator")
 # %% [markdown]
 # Three estimates of one and the same ELBO from 100 calls each. `PathBound` runs whole paths and
 # averages $\log w$, $w = p_\theta(x_{0:T})/q(x_{1:T} \mid x_0)$. The ELBO of this model is some
-# **ten nats** below its likelihood. Not the denoiser is to blame, which is optimal, nor chance, as
-# the errors are small. It is the bound.
+# **ten nats** below its likelihood. The denoiser is not to blame, since it is optimal, nor is
+# chance, since the errors are small. It is the bound.
 #
 # ## 3. More paths, a tighter bound
 #
@@ -224,21 +224,21 @@ plots.bound_ladder(weighted, exact=exact["fixed small"]).figure
 # Had one compared these two models by their ELBO, the large variance would have won by more than
 # nine nats. By their likelihood there is nothing between them. An ELBO ranks *bounds*, not models.
 #
-# **Can the weights be trusted?** With few weights, or very unequal ones, the mean is carried by the
-# largest. The shape $\hat k$ of the Pareto law fitted to the largest weights tells: below 0.7 the
-# mean is good at practical $K$; above, the value is still a lower bound, likely a loose one, and
-# its error bar means little (Vehtari et al., 2024).
+# **Can the weights be trusted?** With few weights, or very unequal ones, the largest dominate the
+# mean. The shape $\hat k$ of a Pareto distribution fitted to the largest weights diagnoses that:
+# below 0.7 the mean is good at practical $K$; above, the value is still a lower bound, likely a
+# loose one, and its error bar means little (Vehtari et al., 2024).
 
 # %%
 plots.pareto_k(weighted)[0].figure
 
 # %% [markdown]
 # That is how to see from the weights alone, without the exact line, that the fixed-small ladder has
-# not arrived and that the fixed-large one has.
+# not reached its limit and that the fixed-large one has.
 #
 # **The jackknife** removes the part of the bias that falls as $1/K$ (Nowozin, 2018).
-# The price is the guarantee: `kind` says "estimate" from here on, and where weights are
-# heavy-tailed a part of the bias stays.
+# The price is the guarantee: `kind` is now "estimate", and where weights are heavy-tailed a part of
+# the bias remains.
 
 # %%
 jackknife = score("jackknife, K = 256", ImportanceBound(particles=256, jackknife=True))
@@ -251,10 +251,10 @@ print(f"{jackknife.kind}: exact − value = {with_error(left)} nats")
 # If one path in a hundred carries the weight, why not stop the others early and copy the good one?
 # That is sequential Monte Carlo, and whatever rule it resamples by, its value stays a lower bound
 # in expectation. But the rule decides how loose. The obvious rule is the weight of the path *so
-# far*, $p_\theta(x_{t:T})/q(x_{t:T} \mid x_0)$. It knows nothing of $x_0$, to which all paths must
-# lead, and it does harm. A **twist** $\psi_t(x_t)$, a guess at $p_\theta(x_0 \mid x_t)$, puts it
-# right. `ParticleBound` computes the importance bound on as many particles beside its own value,
-# and says so where it is worse:
+# far*, $p_\theta(x_{t:T})/q(x_{t:T} \mid x_0)$. It ignores $x_0$, to which all paths must lead, and
+# it does harm. A **twist** $\psi_t(x_t)$, an approximation of $p_\theta(x_0 \mid x_t)$, corrects
+# that. `ParticleBound` also computes the importance bound with as many particles, and says so where
+# its own value is worse:
 
 # %%
 K = 32
@@ -286,16 +286,16 @@ ladder = plots.bound_ladder(
 ladder.figure
 
 # %% [markdown]
-# The points stand where their calls would buy as many paths, and a particle bound that is compared
-# with its reference takes twice its particles' calls. Even so the denoised twist is a little ahead
-# of the ladder; the marginal twist has caught up with it and no more. No bar is drawn where too few
-# of the first particles have descendants for an error to be known from one run. The bound without a
-# twist would be far below the picture.
+# Each point is drawn at the $K$ whose paths cost as many calls; with its reference a particle bound
+# takes twice the calls of its particles. Even so the denoised twist is a little ahead of the ladder;
+# the marginal twist has just caught up with it. There is no bar where too few of the first particles
+# have descendants for one run to show its error. The bound without a twist would be far below the
+# picture.
 #
 # ## 5. From both sides
 #
-# Without an exact line, how would one know how loose a bound is? On samples of the model *itself*
-# the path that made them is a draw from the exact posterior, and put among the others it turns the
+# Without an exact value, how would one know how loose a bound is? For samples of the model *itself*
+# the path that produced them is a draw from the exact posterior; added to the others, it turns the
 # lower bound into an upper one (Grosse, Ghahramani and Adams, 2015):
 #
 # $$\mathbb E \log \frac1K \sum_{k \le K} w_k \ \le\ \log p_\theta(x_0) \ \le\
@@ -319,8 +319,8 @@ panel.grid(alpha=0.25)
 figure
 
 # %% [markdown]
-# Both hold in expectation: a single value may stand on the wrong side. Their distance is known
-# without any exact answer; here it can be held against the true looseness.
+# Both hold in expectation: a single value may be on the wrong side. Their distance is known without
+# any exact answer; here it can be compared with the true looseness.
 
 # %%
 gap = sandwich.gap()
@@ -331,9 +331,9 @@ print(f"exact − lower, in truth: {with_error(inside - sandwich.lower.value)} n
 # ## 6. The probability flow: another number altogether
 #
 # The ordinary differential equation with the same denoiser has a density, too, and score-based
-# models report it. It is not the likelihood of the chain, and on no known side of it. With the
-# exact denoiser it comes out at the density of the *data*, which is what the denoiser knows; the
-# chain's own likelihood is another number, here close by. (`offset="scaled"` is one of two ways to
+# models report it. It is not the likelihood of the chain, nor a bound on it from either side. With
+# the exact denoiser it is the density of the *data*, which the denoiser encodes; the chain's own
+# likelihood is another number, here a close one. (`offset="scaled"` is one of two ways to
 # bring the density of $x_1$ back to $x_0$, for continuous data with a good score.)
 
 # %%
@@ -346,8 +346,8 @@ print(f"flow − log p of the chain:      {with_error(flow.value - exact['fixed 
 # %% [markdown]
 # ## 7. All of them
 #
-# For the fixed-small model except where it says otherwise. Errors are standard errors of the mean
-# over samples.
+# For the fixed-small model unless stated otherwise. Errors are standard errors of the mean over
+# samples.
 
 # %%
 pd.DataFrame(rows).set_index("estimator")
@@ -355,7 +355,7 @@ pd.DataFrame(rows).set_index("estimator")
 # %% [markdown]
 # ## 8. Digits
 #
-# Now a model that was trained, and no exact line. Digits have 17 grey levels; a categorical decoder
+# Now a model that was trained, and no exact value. Digits have 17 grey levels; a categorical decoder
 # makes $\log p_\theta$ the log of a *probability*, reported in bits per dimension (lower is better;
 # a lower bound on $\log p$ is an upper bound on bits). A small network and a short training are
 # enough for the lesson.
@@ -401,8 +401,8 @@ bits, between, monte_carlo = everything.bits_per_dim()
 print(f"{bits:.4f} bits/dim; ± {between:.4f} between samples, ± {monte_carlo:.4f} Monte Carlo")
 
 # %% [markdown]
-# `between_samples` is the error where the test set stands for a population of digits; `monte_carlo`
-# is the part of it that more calls would remove. Then the ladder, on some test images, for both
+# `between_samples` is the error if the test set represents a population of digits; `monte_carlo` is
+# the part of it that more calls would remove. Then the ladder, on some test images, for both
 # variances with the same weights of the network:
 
 # %%
@@ -427,7 +427,7 @@ for name, result in climbed.items():
 pd.DataFrame(table).set_index(["variance", "K"])
 
 # %% [markdown]
-# How much is still missing? The trend of the ladder and $\hat k$ say that some is:
+# How much is still missing? The trend of the ladder and $\hat k$ say that something is:
 
 # %%
 plots.pareto_k(climbed)[0].figure
@@ -462,8 +462,8 @@ plots.samples_grid(sandwich.x_0, axes=panel).figure
 # - **An ELBO ranks bounds, not models.** Two models of equal likelihood stood nine nats apart, by
 #   the variance of their reverse step alone.
 # - **The standard error is about chance, not about looseness.** At 9.90 ± 0.05 nats from the truth
-#   the error says nothing of the 9.90. Ask the ladder (does it still rise?), $\hat k$ (above 0.7?)
-#   and the sandwich.
+#   the error says nothing about the 9.90. Ask the ladder (does it still rise?), $\hat k$ (above
+#   0.7?) and the sandwich.
 # - **On digits** the ELBO of 16 test images is 1.899 bits/dim, and $K = 64$ takes 0.140 ± 0.009 off
 #   it (paired by image; the spread between images, ± 0.06, is another matter). The ladder still
 #   rises and $\hat k$ is above 0.7 for 15 images of 16: the model is better than that. On its own

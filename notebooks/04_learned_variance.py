@@ -23,8 +23,8 @@
 # Four choices, all in `pyrodiff.variances`: **fixed small** ($\tilde\beta_t$), **fixed large**
 # ($\beta_t$), a **learned range** between the two, and a **learned diagonal** without limits.
 #
-# (The full mode takes seven to ten minutes on one core, most of it for the nine networks of
-# section 4 and their evaluation.)
+# (The full mode takes seven to ten minutes on one core, most of it for training and evaluating the
+# nine networks of section 4.)
 
 # %%
 # %matplotlib inline
@@ -82,9 +82,9 @@ for name in ("lightning.pytorch", "lightning.fabric"):
 # - **The data are $\mathcal N(0, I)$.** Then $\operatorname{Cov}(x_0 \mid x_t) = \sigma_t^2 I$, the
 #   sum is $\beta_t I$, and *fixed large* is exact.
 #
-# All else lies between, as long as the data vary no more than a standard normal. The best variance
-# that is the same for all dimensions and all $x_t$ is the mean of (1). With the optimal noise
-# prediction $\hat\epsilon$ it reads
+# Everything else is in between, as long as the data vary no more than a standard normal. The best
+# variance that is the same for all dimensions and all $x_t$ is the mean of (1). With the optimal
+# noise prediction $\hat\epsilon$ it reads
 #
 # $$\sigma_t^{*2} = \tilde\beta_t + c_0^2\, \frac{\sigma_t^2}{\alpha_t^2}
 #   \Big(1 - \frac{\mathbb E \lVert \hat\epsilon(x_t) \rVert^2}{d}\Big), \qquad (2)$$
@@ -129,9 +129,9 @@ def fixed_log_variances(chain):
 
 
 # %% [markdown]
-# Two laws for each dimension, under the linear schedule with $T = 1000$ of Ho et al. The first is
-# **smooth**, an uneven mixture of two Gaussians. The second has 17 **levels**, like the grey values
-# of an image: 17 spikes on $[-1, 1]$. Variances as a share of $\beta_t$:
+# Two distributions for each dimension, under the linear schedule with $T = 1000$ of Ho et al. The
+# first is **smooth**, an uneven mixture of two Gaussians. The second has 17 **levels**, like the
+# grey values of an image: 17 spikes on $[-1, 1]$. Variances as a share of $\beta_t$:
 
 # %%
 smooth = GaussianMixture([0.65, 0.35], torch.tensor([[-0.75], [1.35]]), torch.tensor([0.25, 0.4]))
@@ -160,10 +160,10 @@ figure
 
 # %% [markdown]
 # The fixed ones differ in the first few dozen steps alone (Nichol and Dhariwal, 2021, figure 1,
-# found the same). It is these steps that matter, and there the two laws ask for *opposite* things.
-# From nearby, a smooth density is flat. Knowing $x_t$ tells nothing of $x_0$ but $x_0 \approx x_t/
-# \alpha_t$ up to the noise, and the large variance is right. Levels, from nearby, are points: once
-# the noise is narrower than their spacing $x_0$ is known, and the small variance is right.
+# found the same). It is these steps that matter, and there the two distributions require *opposite*
+# choices. On a small scale, a smooth density is flat: $x_t$ says nothing about $x_0$ but $x_0
+# \approx x_t/\alpha_t$ up to the noise, and the large variance is right. Levels are points: once
+# the noise is narrower than their spacing, $x_0$ is known, and the small variance is right.
 #
 # ## 2. What a wrong variance costs
 #
@@ -173,7 +173,7 @@ figure
 # $$\Delta_t = \frac d2\,(r - 1 - \log r), \qquad r = \sigma_t^{*2}/\sigma^2, \qquad (3)$$
 #
 # the KL between two Gaussians of these variances. (Put (1) into $L_t$; at $t = 1$ the same holds
-# for a Gaussian decoder.) It is not even-handed: half the right variance costs $0.15$ nats per
+# for a Gaussian decoder.) It is not symmetric: half the right variance costs $0.15$ nats per
 # dimension, twice the right one $0.10$; a tenth of it costs $3.3$, ten times $0.70$.
 
 
@@ -200,16 +200,16 @@ figure
 # On smooth data the small variance costs 0.45 nats per dimension, 0.64 bits, most of it in the
 # first ten steps of a thousand; the large one next to nothing. On levels the large one loses
 # 0.21 nats in the steps where levels can be told apart, and the small one 0.09 in those where they
-# cannot yet. Step $t = 1$ is left out here, as it is not a transition but the decoder, and levels
-# ask for a discrete one; we come back to it.
+# cannot yet. Step $t = 1$ is left out here, since it is not a transition but the decoder, and levels
+# require a discrete one; we come back to it.
 #
 # ## 3. Against the number of steps
 #
-# Now the smooth law in 64 dimensions, independently, and the whole bound. The denoiser is exact and
-# $\log p$ of the data is known, so whatever is missing is due to the reverse steps: to their
-# variance, and to their being Gaussian at all. Curves are exact, from (3) and the grid. Points are
-# estimates of the same bound by `TermwiseBound`, on samples, by the library that knows nothing of
-# (3). The optimal variance is not among the library's; a variance is a small class, so here it is.
+# Now the smooth distribution in 64 dimensions, independently, and the whole bound. The denoiser is
+# exact and $\log p$ of the data is known, so whatever is missing is due to the reverse steps: to
+# their variance, and to their being Gaussian at all. Curves are exact, from (3) and the grid.
+# Points are estimates of the same bound by `TermwiseBound`, on samples, which do not use (3). The
+# optimal variance is not one of the library's; a variance is a small class, so here it is.
 
 
 # %%
@@ -310,7 +310,7 @@ table.fillna("")
 
 # %% [markdown]
 # The estimates lie on the curves within their errors, so formula and library agree. (Errors are
-# over samples and hold the Monte Carlo error.) With the large or the optimal variance the gap
+# over samples and include the Monte Carlo error.) With the large or the optimal variance the gap
 # halves when the steps double. With the small one it does not go away: 36.0 nats at $T = 1000$,
 # 31.1 at 4000. It cannot. At the beginning $\sigma_t^2$ grows in equal steps, so that the small
 # variance is too small by $r = t/(t-1)$ at step $t$ and by 2 at the first, whatever $T$; (3) then
@@ -320,13 +320,13 @@ table.fillna("")
 #   = \frac{\gamma + 1 - \log 2}{2} = 0.442 \text{ nats per dimension,}$$
 #
 # with Euler's $\gamma = 0.577$: 28.3 nats in 64 dimensions, on *any* smooth data, in the limit of
-# many steps. (The sum stands for schedules whose first betas become equal as $T$ grows, such as the
+# many steps. (The sum holds for schedules whose first betas become equal as $T$ grows, such as the
 # linear and the cosine one.)
 #
-# A variance for each step, (2), takes off 30 to 40 per cent of what the large one leaves: one nat
-# at $T = 100$, a tenth at 1000. One that also knew $x_t$ would leave a tenth of that ($1.66 \to
+# A variance for each step, (2), removes 30 to 40 per cent of what the large one leaves: one nat at
+# $T = 100$, a tenth at 1000. One that also depended on $x_t$ would leave a tenth of that ($1.66 \to
 # 0.16$ at $T = 100$), and its gap falls with the square of $T$ until only the mismatch at $x_T$
-# remains, some 0.001 nats. That is what a *learned* variance may hope for.
+# remains, some 0.001 nats. That is the most that a *learned* variance can gain.
 #
 # **A loose bound or a bad model?** In one dimension the model's own density is known on a grid, so
 # the gap can be split: `model` is $\mathrm{KL}(p \,\|\, p_\theta)$, what is wrong with the
@@ -346,7 +346,7 @@ pd.DataFrame(rows).set_index(["T", "variance"]).round(2)
 
 # %% [markdown]
 # At $T = 100$ the small variance has a gap of 76 nats. Of these its likelihood accounts for
-# **0.44**; the other 75.7 are looseness. The large variance is the better model, too, by 0.27 nats,
+# **0.44**; the other 75.7 are looseness. The large variance is also the better model, by 0.27 nats,
 # where the ELBO says 73. The bound compares *paths*: a model whose steps are too narrow finds the
 # paths of the guide improbable at every step, though the ends of its own paths are distributed
 # nearly as they should be. So differences by the variance alone say little about samples when there
@@ -382,8 +382,8 @@ pd.DataFrame(rows).T.round(2).rename_axis("cost of t = 1, nats in 64 dimensions"
 #
 # ## 4. Digits: a variance that is learned
 #
-# A network can say the variance as well as the mean. Nichol and Dhariwal (2021, equation 15) let it
-# interpolate between the extremes, in the log,
+# A network can output the variance as well as the mean. Nichol and Dhariwal (2021, equation 15) let
+# it interpolate between the extremes, in the log,
 #
 # $$\Sigma_\theta = \exp\big(v \log \beta_t + (1 - v) \log \tilde\beta_t\big), \qquad
 #   v = v_\theta(x_t, t), \text{ one per pixel,}$$
@@ -493,7 +493,7 @@ def optimal(reverse):
 
 
 # %% [markdown]
-# Every model is asked for every term of the bound, once for each of the test images with the same
+# Every term of the bound is evaluated for every model, once for each test image and with the same
 # noise for all, so that differences are paired by image and by noise.
 
 # %%
@@ -525,8 +525,8 @@ pd.DataFrame(table, columns=["variance", "bits/dim (ELBO)", "seeds", "images"]).
 )
 
 # %% [markdown]
-# The errors there hold the spread between images, which all models share. Paired differences are
-# sharper; their errors hold images, noise and training seeds:
+# These errors include the spread between images, which all models share. Paired differences are
+# sharper; their errors are over images, noise and training seeds:
 
 # %%
 plots.forest(main, reference="fixed small").figure
@@ -538,8 +538,8 @@ plots.forest(main, reference="fixed small").figure
 # **The variance alone.** The first five rows below compare two variances on the same networks, so
 # that the mean drops out of the difference. The last three compare networks; but networks of one
 # seed began at the same weights and saw the same batches and the same noise, so seeds are paired as
-# well as images. (`compare`, above, does not know that seeds are paired. It takes them as
-# independent, and its errors are too large rather than too small.)
+# well as images. (`compare`, above, is not told that seeds are paired. It takes them as independent,
+# and its errors are too large rather than too small.)
 
 # %%
 pairs = (
@@ -568,8 +568,8 @@ pd.DataFrame(rows).set_index(["A", "B"])
 #   nothing is trained for it. This is the message of *Analytic-DPM*.
 # - **What is learned gains 1.26 ± 0.06 more** (range) and 1.40 ± 0.02 (diagonal), each over the
 #   best table for the same mean. It knows pixels and images, which a table does not.
-# - **The mean is left alone.** Under a fixed variance, the network that also learned one is as good
-#   as the network that did not, to 0.01 nats. That is what stopping the gradient and a small
+# - **The mean does not suffer.** Under a fixed variance, the network that also learned one is as
+#   good as the network that did not, to 0.01 nats. That is what stopping the gradient and a small
 #   $\omega$ are for.
 # - **Range and diagonal** are 0.14 nats apart, ± 0.07 over images and ± 0.01 over seeds: little
 #   beside what either gains, at this $T$.
@@ -624,7 +624,7 @@ pd.DataFrame(first).set_index("variance").rename_axis("nats ± error over seeds"
 #
 # **What the networks learned.** The interpolation $v$ against $t$, on test images: of the learned
 # range as it stands, of the learned diagonal and of the optimal variance by where they lie between
-# the extremes ($v = 0$: small; $v = 1$: large). Lines are seeds, the band holds the middle 80 % of
+# the extremes ($v = 0$: small; $v = 1$: large). Lines are seeds, the band is the middle 80 % of
 # all pixels of all images.
 
 
@@ -686,8 +686,8 @@ figure
 # The band is wide because pixels differ. At the left and right edge, where the data hardly vary,
 # $v$ is near 0; in the middle it is above one half. Both extremes of section 1 are found in one
 # image, and only a variance that knows pixels can serve both: this is where the 1.26 nats over the
-# best table come from. Nothing holds the learned range between its ends, and few pixels leave it (a
-# tenth lie a little below 0), as Nichol and Dhariwal report.
+# best table come from. Nothing keeps the learned range between its ends, and few pixels leave it (a
+# tenth are a little below 0), as Nichol and Dhariwal report.
 #
 # What was *not* learned is $t$. The best single $v$ falls to 0.12 at $t = 2$ and is 0.88 at $t =
 # 1$; the learned one is the same 0.4 at nearly every $t$, in all seeds, which costs the range $0.17
@@ -698,12 +698,12 @@ figure
 #
 # ## 5. Fewer steps, and samples
 #
-# The networks are told the log-SNR and not $t$, so the same weights serve a chain with fewer steps
-# over the same range of noise, without any training; the extremes, and with them the learned range,
+# The networks read the log-SNR and not $t$, so the same weights serve a chain with fewer steps over
+# the same range of noise, without any training; the extremes, and with them the learned range,
 # rescale themselves (Nichol and Dhariwal, 2021, section 4). On the left the bound. On the right the
 # samples' energy distance to the test set, $2 \mathbb E\lVert X - Y\rVert - \mathbb E\lVert X -
-# X'\rVert - \mathbb E\lVert Y - Y'\rVert$ (Székely and Rizzo, 2013; zero for equal laws): a plain
-# measure, but one that needs no other network. Errors are over training seeds.
+# X'\rVert - \mathbb E\lVert Y - Y'\rVert$ (Székely and Rizzo, 2013; zero for equal distributions):
+# a plain measure, but one that needs no other network. Errors are over training seeds.
 
 
 # %%
@@ -802,9 +802,9 @@ figure
 #   nothing beyond the errors. The bound is more demanding: with 25 steps the range has that of
 #   the small variance with 100 (2.10 and 2.09 bits/dim).
 # - **The diagonal does not carry over.** It learned a factor on $\beta_t$ for short steps, close to
-#   1, and for long ones stays close to the large variance; the range has its ends moved for it. At
-#   $T = 100$ they are equal. That is an argument for the range that the likelihood at the trained
-#   $T$ does not show.
+#   1, and for long ones stays close to the large variance; the ends of the range move by
+#   themselves. At $T = 100$ they are equal. That is an argument for the range that the likelihood
+#   at the trained $T$ does not show.
 # - **What too small and too large look like.** With five steps the small variance leaves digits
 #   that are too smooth and too much alike, the large one digits in a rain of noise.
 #
@@ -816,13 +816,13 @@ figure
 # | optimal for each step, same network | +4.57 ± 0.41 ± 0.04 |
 # | learned range, its own network | +5.84 ± 0.38 ± 0.02 |
 #
-# - **Which fixed variance is right depends on the data seen from nearby.** Smooth densities want
-#   the large one, and pay $\frac d2 (\gamma + 1 - \log 2)$ nats for the small one under the linear
-#   and cosine schedules, however many the steps. Discrete data want the small one in the
+# - **Which fixed variance is right depends on the data on a small scale.** Smooth densities require
+#   the large one, and the small one costs them $\frac d2 (\gamma + 1 - \log 2)$ nats under the
+#   linear and cosine schedules, however many the steps. Discrete data require the small one in the
 #   transitions, once the noise is below their spacing.
-# - **The first term is a case of its own.** It is the decoder's width, not a transition's. Fixed
+# - **The first term is a special case.** It is the decoder's width, not a transition's. Fixed
 #   small cost 2.3 nats there on digits and can cost thousands under another schedule. A decoder
-#   with its own scale, or the categorical one, takes the question away.
+#   with its own scale, or the categorical one, removes the question.
 # - **Learn the range**, or read the optimal variance off the terms of a trained model: most of the
 #   gain (4.57 of 5.84 nats) needs no training. The claim of Nichol and Dhariwal (2021, section
 #   3.1), that learning the variance improves the likelihood, holds here beyond the errors; so does
@@ -830,9 +830,9 @@ figure
 #   because a free variance is hard to learn (ibid.) does not show: at the trained $T$ the diagonal
 #   is as good.
 # - **An ELBO is about paths.** On the mixture 75.7 of 76.2 nats were looseness, and 0.44 the model.
-#   How it is on digits is not known, as $\log p_\theta$ is not; but at 100 steps samples did not
-#   differ by the measure used here. Say which variance was used, and do not take a difference of
+#   On digits the split is not known, since $\log p_\theta$ is not; but at 100 steps samples did not
+#   differ by the measure used here. State which variance was used, and do not take a difference of
 #   ELBOs between models that differ in it for one of quality.
 #
-# What is not said: one data set of small images, small networks, 900 training steps. The errors
-# over seeds are of three seeds, and are themselves uncertain by half.
+# Limits: one data set of small images, small networks, 900 training steps. The errors over seeds
+# are from three seeds, and are themselves uncertain by half.

@@ -23,7 +23,7 @@ from pyrodiff.likelihood import (
     PathBound,
     TermwiseBound,
 )
-from pyrodiff.likelihood.paths.importance import log_mean_exp
+from pyrodiff.likelihood.statistics import log_mean_exp
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.oracles import Gaussian, GaussianMixture, linear_log_prob
 from pyrodiff.schedules import LogSNRSchedule

@@ -26,7 +26,7 @@ from pyrodiff import data, training
 from pyrodiff.runs.build import make_model, make_objective
 from pyrodiff.runs.settings import FitSettings, recipe
 from pyrodiff.serialization import files
-from pyrodiff.training import callbacks, checkpoints
+from pyrodiff.training import checkpoints, validations
 from pyrodiff.training.signals import Terminated
 
 TINY = FitSettings(
@@ -107,9 +107,9 @@ def operations(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> N
 
         return call
 
-    for module in (callbacks, checkpoints):
+    for module in (validations, checkpoints):
         monkeypatch.setattr(module, "write_bytes", watched(files.write_bytes))
-    monkeypatch.setattr(callbacks, "make_room", watched(checkpoints.make_room))
+    monkeypatch.setattr(validations, "make_room", watched(checkpoints.make_room))
 
 
 def test_killed_at_any_file_operation(
@@ -151,14 +151,14 @@ def test_full_disk_names_the_file_and_loses_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        original = callbacks.make_room
+        original = validations.make_room
 
         def room(folder: Path) -> None:
             original(folder)
             if (folder / "previous.ckpt").exists():  # at the second validation
                 patch.setattr(os, "fsync", full)
 
-        patch.setattr(callbacks, "make_room", room)
+        patch.setattr(validations, "make_room", room)
         with pytest.raises(OSError, match=r"No space left on device: .*last\.ckpt"):
             fit(points, tmp_path)
     assert (tmp_path / "checkpoints" / "previous.ckpt").is_file()

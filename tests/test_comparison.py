@@ -1,4 +1,4 @@
-"""Paired comparison: errors that are right, verdicts that follow, common noise that helps.
+"""Paired comparisons: their errors, their verdicts, and the effect of common noise.
 
 Stochastic tests allow 4 standard errors of what they measure (one failure in 16,000 seeds each,
 were the law normal) unless they say otherwise; all seeds are fixed.
@@ -24,8 +24,7 @@ from pyrodiff.comparison import (
     repeat_seeds,
     stacking_weights,
 )
-from pyrodiff.comparison.densities import as_densities, excess
-from pyrodiff.comparison.evaluated import Evaluated
+from pyrodiff.comparison.model_results import ModelResults
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import (
     ImportanceBound,
@@ -34,8 +33,9 @@ from pyrodiff.likelihood import (
     SandwichBound,
     TermwiseBound,
 )
-from pyrodiff.likelihood.paths.importance import log_mean_exp, weights_std_error
-from pyrodiff.likelihood.result import sample_checksums
+from pyrodiff.likelihood.densities import as_densities, excess
+from pyrodiff.likelihood.samples import sample_checksums
+from pyrodiff.likelihood.statistics import log_mean_exp, weights_std_error
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.oracles import Gaussian, GaussianMixture, linear_bound
 from pyrodiff.schedules import LogSNRSchedule
@@ -54,14 +54,14 @@ def chain(law: Gaussian | GaussianMixture, steps: int = 8) -> ReverseChain:
 
 
 def result(value: Tensor, std_error: float = 0.0, kind: str = "estimate") -> LogLikelihood:
-    """Values with given Monte Carlo errors, of samples with two dimensions."""
+    """Values with known Monte Carlo errors, of samples with two dimensions."""
     value = value.to(F64)
     calls = torch.ones(len(value), dtype=torch.int64)
-    return LogLikelihood(value, torch.full_like(value, std_error), kind, calls, 2, "given")
+    return LogLikelihood(value, torch.full_like(value, std_error), kind, calls, 2, "by hand")
 
 
 def weighted(log_w: Tensor) -> LogLikelihood:
-    """An importance bound of given weights."""
+    """The importance bound of these weights."""
     bound = result(log_mean_exp(log_w), kind="lower bound")
     return replace(bound, std_error=weights_std_error(log_w), log_weights=log_w)
 
@@ -75,24 +75,25 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def test_the_paired_t_test_by_hand() -> None:
     a, b = normal(20, seed=1) - 3, normal(20, seed=2) - 3.5
-    found = compare({"a": result(a), "b": result(b)}, reference="b")["a"]
+    difference = compare({"a": result(a), "b": result(b)}, reference="b")["a"]
     test = stats.ttest_rel(a.numpy(), b.numpy())
     low, high = test.confidence_interval()
-    assert found.value == pytest.approx(float((a - b).mean()))
-    assert found.std_error == pytest.approx(float((a - b).std()) / math.sqrt(20))
-    assert (found.low, found.high) == pytest.approx((low, high))
-    assert found.degrees_of_freedom == pytest.approx(19)
-    assert 2 * min(found.probability, 1 - found.probability) == pytest.approx(test.pvalue)
-    assert found.monte_carlo == 0 and math.isnan(found.between_seeds)
-    torch.testing.assert_close(found.per_sample, a - b)
+    assert difference.value == pytest.approx(float((a - b).mean()))
+    assert difference.std_error == pytest.approx(float((a - b).std()) / math.sqrt(20))
+    assert (difference.low, difference.high) == pytest.approx((low, high))
+    assert difference.degrees_of_freedom == pytest.approx(19)
+    assert 2 * min(difference.probability, 1 - difference.probability) == pytest.approx(test.pvalue)
+    assert difference.monte_carlo == 0 and math.isnan(difference.between_seeds)
+    torch.testing.assert_close(difference.per_sample, a - b)
 
 
 def coverage(repeats: int, once: Callable[[int], Comparison], truth: float) -> float:
-    found = [once(repeat).differences[0] for repeat in range(repeats)]
-    return sum(each.low <= truth <= each.high for each in found) / repeats
+    """Share of the intervals of the first difference that contain the truth."""
+    differences = [once(repeat).differences[0] for repeat in range(repeats)]
+    return sum(each.low <= truth <= each.high for each in differences) / repeats
 
 
-def test_the_interval_covers_the_difference_of_log_p_and_pairing_saves_five_times_the_error() -> (
+def test_the_interval_covers_the_difference_of_log_p_and_pairing_divides_the_error_by_five() -> (
     None
 ):
     """500 repeats: 0.95 ± 0.01; 3 standard errors allowed (one in 370, were the law t)."""
@@ -100,10 +101,10 @@ def test_the_interval_covers_the_difference_of_log_p_and_pairing_saves_five_time
     truth = float((WIDE.log_prob(x) - TRUE.log_prob(x)).mean())
     x = TRUE.sample(500 * 100, seed=2)
     pairs = zip(TRUE.log_prob(x).split(100), WIDE.log_prob(x).split(100), strict=True)
-    found = [compare({"true": result(a), "b": result(b)}, reference="true") for a, b in pairs]
-    hits = [each["b"].low <= truth <= each["b"].high for each in found]
+    comparisons = [compare({"true": result(a), "b": result(b)}, reference="true") for a, b in pairs]
+    hits = [each["b"].low <= truth <= each["b"].high for each in comparisons]
     assert abs(sum(hits) / 500 - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 500)
-    for each in found[:20]:
+    for each in comparisons[:20]:
         unpaired = math.hypot(*(model.std_error for model in each.models.values()))
         assert unpaired > 5 * each["b"].std_error
 
@@ -118,25 +119,25 @@ def test_the_interval_covers_the_exact_difference_of_the_bounds_of_two_gaussians
     truth = float(exact["b"] - exact["a"])
     x = law.sample(200 * 50, seed=4)
     bound = PathBound(2)
-    found = {k: bound.estimate(m, x, seed=1, batch_size=20_000) for k, m in models.items()}
+    results = {k: bound.estimate(m, x, seed=1, batch_size=20_000) for k, m in models.items()}
 
     def once(repeat: int) -> Comparison:
-        some = slice(50 * repeat, 50 * repeat + 50)
-        parts = {name: rows(whole, some) for name, whole in found.items()}
-        return compare(parts, reference="a")
+        block = slice(50 * repeat, 50 * repeat + 50)
+        blocks = {name: rows(whole, block) for name, whole in results.items()}
+        return compare(blocks, reference="a")
 
     assert abs(coverage(200, once, truth) - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 200)
 
 
-def rows(whole: LogLikelihood, some: slice) -> LogLikelihood:
+def rows(whole: LogLikelihood, block: slice) -> LogLikelihood:
     assert whole.log_weights is not None and whole.degrees_of_freedom is not None
     return replace(
         whole,
-        value=whole.value[some],
-        std_error=whole.std_error[some],
-        calls=whole.calls[some],
-        log_weights=whole.log_weights[some],
-        degrees_of_freedom=whole.degrees_of_freedom[some],
+        value=whole.value[block],
+        std_error=whole.std_error[block],
+        calls=whole.calls[block],
+        log_weights=whole.log_weights[block],
+        degrees_of_freedom=whole.degrees_of_freedom[block],
     )
 
 
@@ -157,7 +158,7 @@ def test_the_interval_covers_over_training_seeds(seeds: int, between: float) -> 
 
 
 def test_the_interval_covers_over_paired_seeds() -> None:
-    """What both owe to a seed alike cancels; 300 repeats, refused as above."""
+    """Effects that a seed has on both models cancel; 300 repeats, refused as above."""
     whole = []
 
     def once(repeat: int) -> Comparison:
@@ -168,15 +169,15 @@ def test_the_interval_covers_over_paired_seeds() -> None:
         whole.append(compare(results).differences[0].std_error)
         return compare(results, paired_seeds=True)
 
-    held = list(map(once, range(300)))
-    share = coverage(300, lambda repeat: held[repeat], 0.0)
+    comparisons = list(map(once, range(300)))
+    share = coverage(300, lambda repeat: comparisons[repeat], 0.0)
     error = math.sqrt(0.95 * 0.05 / 300)
     assert 0.95 - 3 * error < share < 0.95 + 4 * error
-    paired = torch.tensor([each.differences[0].std_error for each in held])
+    paired = torch.tensor([each.differences[0].std_error for each in comparisons])
     assert float((torch.tensor(whole) / paired).median()) > 4  # 2 against 0.2 nats, less the rest
 
 
-def test_paired_seeds_are_of_one_number() -> None:
+def test_paired_seeds_need_equal_numbers_of_seeds() -> None:
     three, one = [result(normal(5, seed=s)) for s in range(3)], [result(normal(5, seed=4))]
     with pytest.raises(ValueError, match=r"the same number .* at least 2; got {'a': 3, 'b': 2}"):
         compare({"a": three, "b": three[:2]}, paired_seeds=True)
@@ -186,23 +187,25 @@ def test_paired_seeds_are_of_one_number() -> None:
 
 def test_two_way_errors_agree_with_the_analysis_of_variance() -> None:
     values = normal(3, 30, seed=5) + normal(3, 1, seed=6)
-    found = compare({"a": [*map(result, values)], "b": result(torch.zeros(30))}, reference="b")
+    comparison = compare({"a": [*map(result, values)], "b": result(torch.zeros(30))}, reference="b")
     rest = values - values.mean(0) - values.mean(1, keepdim=True) + values.mean()
     cells = float(rest.square().sum()) / (2 * 29)
     seeds = float(values.mean(1).var()) / 3 - cells / 90
-    assert found["a"].between_seeds == pytest.approx(math.sqrt(seeds))
-    assert found["a"].between_samples == pytest.approx(float(values.mean(0).std()) / math.sqrt(30))
-    parts = found["a"].between_seeds, found["a"].between_samples
-    assert found["a"].std_error == pytest.approx(math.hypot(*parts))
-    assert found["a"].degrees_of_freedom >= 2
-    assert "One training run of b" in found.notes[0]
+    assert comparison["a"].between_seeds == pytest.approx(math.sqrt(seeds))
+    assert comparison["a"].between_samples == pytest.approx(
+        float(values.mean(0).std()) / math.sqrt(30)
+    )
+    parts = comparison["a"].between_seeds, comparison["a"].between_samples
+    assert comparison["a"].std_error == pytest.approx(math.hypot(*parts))
+    assert comparison["a"].degrees_of_freedom >= 2
+    assert "One training run of b" in comparison.notes[0]
 
 
-def test_seeds_that_have_all_the_say_leave_their_degrees_of_freedom() -> None:
+def test_dominant_seeds_set_the_degrees_of_freedom() -> None:
     spread = torch.tensor([-1.0, 0.0, 1.0])[:, None].expand(3, 10)
-    found = compare({"a": [*map(result, spread)], "b": result(torch.full((10,), -9.0))})
-    assert found["b"].degrees_of_freedom == pytest.approx(2)
-    assert found["b"].std_error == pytest.approx(1 / math.sqrt(3))
+    comparison = compare({"a": [*map(result, spread)], "b": result(torch.full((10,), -9.0))})
+    assert comparison["b"].degrees_of_freedom == pytest.approx(2)
+    assert comparison["b"].std_error == pytest.approx(1 / math.sqrt(3))
 
 
 def test_copies_of_a_sample_in_one_cluster_count_once() -> None:
@@ -210,9 +213,9 @@ def test_copies_of_a_sample_in_one_cluster_count_once() -> None:
     once = compare({"a": result(a), "b": result(b)}, reference="a")["b"]
     copies = {name: result(v.repeat_interleave(4)) for name, v in (("a", a), ("b", b))}
     labels = [f"patient {i}" for i in range(15) for _ in range(4)]
-    found = compare(copies, reference="a", clusters=labels)["b"]
-    assert found.std_error == pytest.approx(once.std_error)
-    assert (found.low, found.high) == pytest.approx((once.low, once.high))
+    difference = compare(copies, reference="a", clusters=labels)["b"]
+    assert difference.std_error == pytest.approx(once.std_error)
+    assert (difference.low, difference.high) == pytest.approx((once.low, once.high))
     assert compare(copies, reference="a")["b"].std_error < 0.6 * once.std_error
 
 
@@ -220,11 +223,11 @@ def test_copies_of_a_sample_in_one_cluster_count_once() -> None:
 
 
 @pytest.mark.parametrize("bound", [PathBound(4), ImportanceBound(16)], ids=["path", "importance"])
-@pytest.mark.parametrize("seed", [0, 1], ids=["common noise", "own noise"])
+@pytest.mark.parametrize("seed", [0, 1], ids=["common noise", "independent noise"])
 def test_the_monte_carlo_error_of_a_difference_is_its_spread_over_noise(
     bound: PathBound | ImportanceBound, seed: int
 ) -> None:
-    """1500 copies of a sample: what differs is noise alone.
+    """1500 copies of a sample, so that only the noise differs.
 
     A variance of them is known to √(κ/1500), the kurtosis κ of differences of bounds being below
     25: 13 %.  4 standard errors on the spread, a quarter, and the delta method's own error.
@@ -232,22 +235,22 @@ def test_the_monte_carlo_error_of_a_difference_is_its_spread_over_noise(
     x = TRUE.sample(1, seed=1).expand(1500, 2)
     a = bound.estimate(chain(TRUE), x, seed=0, batch_size=24_000)
     b = bound.estimate(chain(WIDE), x, seed=seed, batch_size=24_000)
-    found = compare({"a": a, "b": b}, reference="a")["b"]
-    assert found.monte_carlo == pytest.approx(found.std_error, rel=0.25)
+    difference = compare({"a": a, "b": b}, reference="a")["b"]
+    assert difference.monte_carlo == pytest.approx(difference.std_error, rel=0.25)
     if seed == 0:
-        assert found.variance_reduction > 10
+        assert difference.variance_reduction > 10
     else:
-        assert found.variance_reduction == pytest.approx(1, rel=0.25)
+        assert difference.variance_reduction == pytest.approx(1, rel=0.25)
 
 
-def test_repeats_tell_the_monte_carlo_error_of_an_estimator_without_draws() -> None:
+def test_repeats_measure_the_monte_carlo_error_of_an_estimator_without_draws() -> None:
     """As above: 1500 copies, two evaluations each."""
     x = TRUE.sample(1, seed=1).expand(1500, 2)
     models, bound = {"a": chain(TRUE), "b": chain(WIDE)}, TermwiseBound(16)
-    found = compare_models(models, x, bound, repeats=2, reference="a", batch_size=24_000)
-    assert found["b"].monte_carlo == pytest.approx(found["b"].std_error, rel=0.25)
-    assert found["b"].variance_reduction > 10
-    assert found.models["a"].calls == 32
+    comparison = compare_models(models, x, bound, repeats=2, reference="a", batch_size=24_000)
+    assert comparison["b"].monte_carlo == pytest.approx(comparison["b"].std_error, rel=0.25)
+    assert comparison["b"].variance_reduction > 10
+    assert comparison.models["a"].calls == 32
     once = compare_models(models, x[:9], bound, reference="a")
     assert math.isnan(once["b"].monte_carlo) and "repeats=2" in once.notes[-1]
 
@@ -256,29 +259,29 @@ def test_repeats_have_the_error_of_their_mean() -> None:
     """Of independent results: √(Σ se²)/R."""
     values = normal(3, 5)
     repeats = [result(value, error) for value, error in zip(values, (0.3, 0.4, 1.2), strict=True)]
-    model = Evaluated.of([repeats])
+    model = ModelResults.of([repeats])
     torch.testing.assert_close(model.values[0], values.mean(0))
     torch.testing.assert_close(model.std_errors[0], torch.full((5,), 1.3 / 3, dtype=F64))
 
 
-def test_without_draws_the_noise_is_independent_only_where_that_is_said() -> None:
+def test_without_draws_the_noise_is_independent_only_if_declared() -> None:
     pair = {"a": result(normal(8), 0.3), "b": result(normal(8, seed=1), 0.4)}
     independent = 0.5 / math.sqrt(8)
     said = compare(pair, common_noise=False).differences[0]
     assert said.monte_carlo == pytest.approx(independent) == said.independent
     assert said.variance_reduction == pytest.approx(1)
     for common in (True, None):
-        found = compare(pair, common_noise=common).differences[0]
-        assert math.isnan(found.monte_carlo)
-        assert found.std_error == said.std_error
+        difference = compare(pair, common_noise=common).differences[0]
+        assert math.isnan(difference.monte_carlo)
+        assert difference.std_error == said.std_error
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_a_comparison_does_not_depend_on_the_batch_size(size: int) -> None:
     x, models = TRUE.sample(5, seed=1), {"a": chain(TRUE, 3), "b": chain(WIDE, 3)}
     whole = compare_models(models, x, PathBound(3), reference="a")["b"]
-    found = compare_models(models, x, PathBound(3), reference="a", batch_size=size)["b"]
-    torch.testing.assert_close(found.per_sample, whole.per_sample)
+    difference = compare_models(models, x, PathBound(3), reference="a", batch_size=size)["b"]
+    torch.testing.assert_close(difference.per_sample, whole.per_sample)
     other = compare_models(models, x, PathBound(3), reference="a", seed=1)["b"]
     assert not torch.equal(other.per_sample, whole.per_sample)
 
@@ -294,21 +297,21 @@ def test_models_take_contexts_and_several_seeds_and_an_estimator_each() -> None:
     x, context = TRUE.sample(6, seed=1), normal(6, 1)
     models = {"a": [model(0), model(1)], "b": model(2)}
     bounds = {"a": PathBound(2), "b": PathBound(2)}
-    found = compare_models(models, x, bounds, context=context, reference="b")
-    assert found.models["a"].seeds == 2
+    comparison = compare_models(models, x, bounds, context=context, reference="b")
+    assert comparison.models["a"].seeds == 2
     value = PathBound(2).estimate(models["b"], x, context=context).mean().value
-    assert found.models["b"].value == pytest.approx(value)
+    assert comparison.models["b"].value == pytest.approx(value)
     bound = TermwiseBound(8)
     repeated = {
         name: [
             [bound.estimate(m, x, seed=s, context=context) for s in repeat_seeds(0, 2)]
-            for m in (given if isinstance(given, list) else [given])
+            for m in (chains if isinstance(chains, list) else [chains])
         ]
-        for name, given in models.items()
+        for name, chains in models.items()
     }
     by_hand = compare(repeated, reference="b")["a"]
-    found = compare_models(models, x, bound, context=context, reference="b", repeats=2)["a"]
-    assert vars(by_hand) | {"per_sample": 0} == vars(found) | {"per_sample": 0}
+    comparison = compare_models(models, x, bound, context=context, reference="b", repeats=2)["a"]
+    assert vars(by_hand) | {"per_sample": 0} == vars(comparison) | {"per_sample": 0}
     with pytest.raises(ValueError, match=r"as many repeats of every training seed; got \[2, 1\]"):
         compare(repeated | {"a": [repeated["a"][0], repeated["a"][1][:1]]})
     first, again = repeated["a"][0]
@@ -355,7 +358,7 @@ def test_only_a_lower_bound_above_an_upper_bound_decides() -> None:
     assert status(result(high), result(high + 0.01 * normal(50, seed=3))) == "not decided"
 
 
-def test_a_verdict_says_what_it_rests_on() -> None:
+def test_a_verdict_states_its_reason() -> None:
     pair = {"vlb": result(normal(50), kind="lower bound"), "b": result(normal(50) - 1)}
     line = compare(pair).verdicts[0]
     assert line.startswith("b below vlb by 1 ± ") and "nats per sample (-1 to -1)" in line
@@ -372,19 +375,19 @@ def test_a_verdict_says_what_it_rests_on() -> None:
 
 
 @pytest.mark.parametrize("spread, count", [(0.7, 16), (0.7, 8), (1.2, 32)])
-def test_the_trend_in_K_says_what_a_bound_lacks_at_most(spread: float, count: int) -> None:
+def test_the_trend_in_K_limits_what_a_bound_lacks(spread: float, count: int) -> None:
     """log w ~ N(−s²/2, s²) has log E w = 0; the mean gap is known to 3 % from 4000 samples.
 
     Four last doublings are at most four times as much, where a bound lacks as little as one.
     """
     log_w = spread * normal(4000, count) - spread**2 / 2
     bound, far = weighted(log_w), result(torch.full((4000,), -9.0))
-    found = compare({"a": bound, "b": far}).models["a"].gap
+    gap_limit = compare({"a": bound, "b": far}).models["a"].gap
     lacking = -float(bound.value.mean())
-    assert 1.2 * lacking < found < 4 * lacking
+    assert 1.2 * lacking < gap_limit < 4 * lacking
     path = replace(bound, value=log_w.mean(1), std_error=log_w.std(1) / count**0.5)
     more = compare({"a": path, "b": far}).models["a"].gap
-    assert more - found == pytest.approx(float((bound.value - path.value).mean()))
+    assert more - gap_limit == pytest.approx(float((bound.value - path.value).mean()))
 
 
 def test_a_difference_beyond_what_the_looser_bound_lacks_is_likely() -> None:
@@ -397,28 +400,30 @@ def test_a_difference_beyond_what_the_looser_bound_lacks_is_likely() -> None:
     assert status(better, replace(weighted(log_w[1] - 0.2), log_weights=None)) == "not decided"
 
 
-def test_a_bound_that_does_not_converge_tells_nothing_of_log_p() -> None:
-    """Weights with sd of 12 nats: every doubling of K gains about as much as the one before.
+def test_a_bound_that_does_not_converge_says_nothing_about_log_p() -> None:
+    """Weights with an sd of 12 nats: every doubling of K gains about as much as the one before.
 
     The bounds are 53 nats below log p = 0; the trend alone would say 19.
     """
     loose = weighted(12 * normal(500, 16) - 72)
     better = result(torch.full((500,), -20.0), kind="lower bound")
-    found = compare({"a": better, "b": loose}, reference="b")
-    assert math.isnan(found.models["b"].gap) and found["a"].status == "not decided"
+    comparison = compare({"a": better, "b": loose}, reference="b")
+    assert math.isnan(comparison.models["b"].gap) and comparison["a"].status == "not decided"
 
 
 def test_a_posterior_path_is_no_draw_of_the_noise() -> None:
     model = chain(TRUE, 3)
     sandwich = SandwichBound(8).estimate(model, 6)
-    found = compare({"upper": sandwich.upper, "lower": sandwich.lower}, reference="lower")
-    assert math.isnan(found["upper"].monte_carlo) and math.isnan(found.models["upper"].gap)
+    comparison = compare({"upper": sandwich.upper, "lower": sandwich.lower}, reference="lower")
+    assert math.isnan(comparison["upper"].monte_carlo) and math.isnan(
+        comparison.models["upper"].gap
+    )
 
 
 # -- input and output ------------------------------------------------------------------------------
 
 
-def test_what_is_not_of_the_same_samples_is_refused() -> None:
+def test_results_of_different_samples_are_refused() -> None:
     a, b = result(normal(5)), result(normal(5, seed=1))
     with pytest.raises(ValueError, match=r"same samples; got numbers: \[4, 5\]"):
         compare({"a": a, "b": result(normal(4))})
@@ -470,7 +475,7 @@ def test_results_of_other_samples_are_never_paired() -> None:
         compare({"a": a, "b": replace(same, checksums=torch.arange(15))})
 
 
-def test_a_result_knows_its_samples_and_their_contexts(tmp_path) -> None:
+def test_a_result_identifies_its_samples_and_their_contexts(tmp_path) -> None:
     x, bound = TRUE.sample(7, seed=1), PathBound(2)
     model = chain(TRUE, 3)
     whole = bound.estimate(model, x)
@@ -500,7 +505,7 @@ def test_a_result_knows_its_samples_and_their_contexts(tmp_path) -> None:
     assert LogLikelihood.load(tmp_path / "unbiased.nc").unbiased_weights
 
 
-def test_a_file_of_before_does_not_know_its_samples(tmp_path) -> None:
+def test_an_older_file_does_not_identify_its_samples(tmp_path) -> None:
     whole = PathBound(2).estimate(chain(TRUE, 3), TRUE.sample(5, seed=1))
     dataset = whole.to_dataset().drop_vars(["checksums", "indices"])
     del dataset.attrs["unbiased_weights"]
@@ -509,13 +514,13 @@ def test_a_file_of_before_does_not_know_its_samples(tmp_path) -> None:
     assert old.checksums is None and old.indices is None and not old.unbiased_weights
     assert torch.equal(old.value, whole.value)
     other = PathBound(2).estimate(chain(WIDE, 3), TRUE.sample(5, seed=1))
-    found = compare({"old": tmp_path / "old.nc", "new": other})
-    assert "The results of old do not say which samples" in found.notes[-1]
+    comparison = compare({"old": tmp_path / "old.nc", "new": other})
+    assert "The results of old do not say which samples" in comparison.notes[-1]
     with pytest.raises(ValueError, match=r"same samples; got numbers: \[4, 5\]"):
         compare({"old": tmp_path / "old.nc", "new": other.select(slice(4))})
 
 
-def test_files_tell_of_their_data_and_noise(tmp_path) -> None:
+def test_files_identify_their_data_and_noise(tmp_path) -> None:
     pair = {name: result(normal(8, seed=seed), 0.3) for seed, name in enumerate("ab")}
 
     def saved(name: str, **attributes: object) -> str:
@@ -531,8 +536,8 @@ def test_files_tell_of_their_data_and_noise(tmp_path) -> None:
     a = saved("a", samples_checksum="12", seed=0)
     with pytest.raises(ValueError, match=r"got samples_checksum: \['12', '34'\]"):
         compare({"a": a, "b": saved("b", samples_checksum="34", seed=0)})
-    own = compare({"a": a, "b": saved("b", samples_checksum="12", seed=1)}).differences[0]
-    assert own.monte_carlo == pytest.approx(0.3 / 2)
+    independent = compare({"a": a, "b": saved("b", samples_checksum="12", seed=1)}).differences[0]
+    assert independent.monte_carlo == pytest.approx(0.3 / 2)
     same = compare({"a": a, "b": saved("b", samples_checksum="12", seed=0)}).differences[0]
     assert math.isnan(same.monte_carlo)
     with pytest.raises(FileNotFoundError, match="Expected a file"):
@@ -540,36 +545,39 @@ def test_files_tell_of_their_data_and_noise(tmp_path) -> None:
 
 
 def test_the_best_model_is_the_reference_and_comes_first() -> None:
-    found = compare(
+    comparison = compare(
         {name: result(normal(9) + shift) for name, shift in zip("abc", (0, 2, 1), strict=True)}
     )
-    assert found.reference == "b" and list(found.models) == ["b", "c", "a"]
-    assert [each.model for each in found.differences] == ["c", "a"]
-    assert found["a"].value == pytest.approx(-2)
+    assert comparison.reference == "b" and list(comparison.models) == ["b", "c", "a"]
+    assert [each.model for each in comparison.differences] == ["c", "a"]
+    assert comparison["a"].value == pytest.approx(-2)
     with pytest.raises(KeyError, match=r"Expected one of \['c', 'a'\]; got 'b'"):
-        found["b"]
+        comparison["b"]
 
 
 def test_one_sample_has_no_error() -> None:
-    found = compare({"a": result(torch.ones(1)), "b": result(torch.zeros(1))})["b"]
-    assert found.value == -1 and math.isnan(found.std_error) and math.isnan(found.low)
-    assert found.status == "not decided"
+    difference = compare({"a": result(torch.ones(1)), "b": result(torch.zeros(1))})["b"]
+    assert (
+        difference.value == -1 and math.isnan(difference.std_error) and math.isnan(difference.low)
+    )
+    assert difference.status == "not decided"
 
 
-def test_exports_hold_the_same_figures() -> None:
-    found = compare({"a": result(normal(9)), "b[x]": result(normal(9, seed=1))}, reference="a")
-    held = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert held["reference"] == "a" and held["differences"]["b[x]"]["between_seeds"] is None
-    assert held["differences"]["b[x]"]["value"] == found["b[x]"].value
-    frame = found.to_frame()
-    assert list(frame.index) == list(found.models)
-    assert frame.loc["b[x]", "difference_value"] == found["b[x]"].value
+def test_exports_contain_the_same_figures() -> None:
+    comparison = compare({"a": result(normal(9)), "b[x]": result(normal(9, seed=1))}, reference="a")
+    exported = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+    assert exported["reference"] == "a"
+    assert exported["differences"]["b[x]"]["between_seeds"] is None
+    assert exported["differences"]["b[x]"]["value"] == comparison["b[x]"].value
+    frame = comparison.to_frame()
+    assert list(frame.index) == list(comparison.models)
+    assert frame.loc["b[x]", "difference_value"] == comparison["b[x]"].value
     assert math.isnan(frame.loc["a", "difference_value"])
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(found)
+    console.print(comparison)
     text = console.export_text()
-    assert "b[x]" in text and f"{found['b[x]'].value:+.3f}" in text
-    assert found.verdicts[0] in str(found)
+    assert "b[x]" in text and f"{comparison['b[x]'].value:+.3f}" in text
+    assert comparison.verdicts[0] in str(comparison)
 
 
 # -- stacking --------------------------------------------------------------------------------------
@@ -600,8 +608,8 @@ def mixed_b(offset: float, a: Tensor) -> Tensor:
 
 def test_stacking_satisfies_the_conditions_of_the_maximum() -> None:
     log_p = 2 * normal(300, 4, seed=3) - 2000
-    found = stacking_weights(dict(zip("abcd", log_p.unbind(1), strict=True)))
-    weights = torch.tensor(list(found.values()), dtype=F64)
+    by_name = stacking_weights(dict(zip("abcd", log_p.unbind(1), strict=True)))
+    weights = torch.tensor(list(by_name.values()), dtype=F64)
     p = (log_p - log_p.amax(1, keepdim=True)).exp()
     gradient = (p / (p @ weights)[:, None]).mean(0)
     assert float(gradient.max()) < 1 + 1e-6
@@ -621,11 +629,11 @@ def test_stacking_refuses_what_has_no_weights() -> None:
     assert stacking_weights({"a": a, "b": never - 1})["a"] == pytest.approx(1, abs=1e-6)
 
 
-def test_noise_has_to_be_negligible_beside_the_least_of_the_differences() -> None:
-    """Between the first two, whose values nearly agree, noise of 0.1 nats would choose."""
+def test_noise_has_to_be_negligible_against_the_smallest_difference() -> None:
+    """The values of the first two nearly agree: noise of 0.1 nats would choose between them."""
     a = normal(50)
     values = (a, a + 0.01 * normal(50, seed=1), 10 * normal(50, seed=2))
-    models = {str(place): result(value, 0.1) for place, value in enumerate(values)}
+    models = {str(index): result(value, 0.1) for index, value in enumerate(values)}
     with pytest.raises(ValueError, match="Expected values whose noise is negligible"):
         stacking_weights(models)
     assert len(stacking_weights({name: models[name] for name in ("0", "2")})) == 2
@@ -647,7 +655,7 @@ def test_one_unbiased_model_does_not_make_the_others_so() -> None:
 
 
 def test_stacking_refuses_noise_that_a_mixture_would_gain_from() -> None:
-    """One model is better by 0.3 nats: it has all the weight, or nothing is said."""
+    """One model is better by 0.3 nats: it has all the weight, or the noise is refused."""
     log_p = normal(400) - 3
     better, worse = log_p + 0.15 + 0.1 * normal(400, seed=1), log_p - 0.15
     exact = {"better": result(better), "worse": result(worse)}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.denoisers import DataDenoiser, Denoiser, NoiseDenoiser
 from pyrodiff.likelihood import LogLikelihood, Pilot, TermwiseBound
-from pyrodiff.likelihood.result import _unskewed
+from pyrodiff.likelihood.estimates import _unskewed
 from pyrodiff.likelihood.termwise.known import known_terms
 from pyrodiff.likelihood.termwise.moments import Moments
 from pyrodiff.likelihood.termwise.strata import Layout

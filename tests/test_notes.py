@@ -478,14 +478,14 @@ def resolve(name: str) -> object:
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
         try:
-            found: object = importlib.import_module(".".join(parts[:end]))
+            target: object = importlib.import_module(".".join(parts[:end]))
         except ModuleNotFoundError as error:
             if error.name is None or not name.startswith(error.name):
                 raise
             continue
         for attribute in parts[end:]:
-            found = getattr(found, attribute)
-        return found
+            target = getattr(target, attribute)
+        return target
     raise ImportError(name)
 
 
@@ -496,8 +496,8 @@ def test_docs_page_names_exist():
     assert len(cited) > 15 and len(names) > 15
     for file in {file for file, _ in cited}:
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        held = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-        missing = {name for path, name in cited if path == file} - held
+        tests = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        missing = {name for path, name in cited if path == file} - tests
         assert not missing, f"{file} has no {sorted(missing)}"
     for name in sorted(names):
         resolve(name)

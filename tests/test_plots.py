@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyrodiff import plots
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.paths.importance import log_mean_exp, weights_std_error
+from pyrodiff.likelihood.statistics import log_mean_exp, weights_std_error
 from pyrodiff.oracles import Gaussian
 from pyrodiff.plots.style import plus_minus, style
 from pyrodiff.schedules import CosineSchedule, LogSNRSchedule
@@ -33,7 +33,7 @@ def result(terms: Tensor | None, samples: int = 2) -> LogLikelihood:
     timesteps = None if terms is None else torch.arange(1, terms.shape[1] + 1, dtype=F64)
     value, error = torch.zeros(samples, dtype=F64), torch.zeros(samples, dtype=F64)
     return LogLikelihood(
-        value, error, "lower bound", torch.full_like(value, 4), 2, "made by hand", terms, timesteps
+        value, error, "lower bound", torch.full_like(value, 4), 2, "bound by hand", terms, timesteps
     )
 
 
@@ -42,7 +42,7 @@ def legend(axes: Axes) -> list[str]:
 
 
 def assert_distinct(lines: Iterable[Any]) -> None:
-    """No two series share a colour, and none a marker: they differ in black and white as well."""
+    """No two series share a colour or a marker: they differ in black and white, too."""
     looks = [(line.get_color(), line.get_marker()) for line in lines]
     assert all(len(set(values)) == len(looks) for values in zip(*looks, strict=True))
 
@@ -116,21 +116,21 @@ def test_terms_within_a_decade_or_two_have_plain_numbers() -> None:
     assert "10^" in axes.get_yticklabels()[2].get_text()
 
 
-def test_terms_below_zero_are_on_a_linear_axis() -> None:
+def test_negative_terms_are_on_a_linear_axis() -> None:
     assert plots.terms(result(torch.ones(2, 3, dtype=F64))).get_yscale() == "linear"
 
 
 def test_terms_refuses_a_result_without_terms() -> None:
-    with pytest.raises(ValueError, match="Expected a result with terms; got none from made by"):
+    with pytest.raises(ValueError, match="Expected a result with terms; got none from bound by"):
         plots.terms(result(None))
 
 
 def test_terms_of_several_results() -> None:
     one, two = (result(-torch.rand(50, 6, dtype=F64) - scale) for scale in (0.1, 2.0))
     axes = plots.terms({"vlb": one, "simple": two})
-    for line, band, held in zip(axes.lines, axes.collections, (one, two), strict=True):
-        assert held.terms is not None
-        mean, error = -held.terms.mean(0), held.terms.std(0) / math.sqrt(50)
+    for line, band, bound in zip(axes.lines, axes.collections, (one, two), strict=True):
+        assert bound.terms is not None
+        mean, error = -bound.terms.mean(0), bound.terms.std(0) / math.sqrt(50)
         torch.testing.assert_close(torch.as_tensor(line.get_ydata()), mean)
         corners = torch.as_tensor(band.get_paths()[0].vertices)
         for t in range(1, 7):
@@ -141,7 +141,7 @@ def test_terms_of_several_results() -> None:
     assert_distinct(axes.lines)
 
 
-def test_a_first_term_below_zero_stands_in_the_legend() -> None:
+def test_a_negative_first_term_stands_in_the_legend() -> None:
     # L_1 is −4 and −6, of mean −5 and standard error 1; the others are positive
     axes = plots.terms(result(torch.tensor([[4.0, -2.0, -1.0], [6.0, -2.0, -3.0]], dtype=F64)))
     assert axes.lines[0].get_xdata().tolist() == [2, 3]
@@ -215,7 +215,7 @@ def test_points_keep_their_colour() -> None:
     torch.testing.assert_close(torch.as_tensor(colours[0]), torch.atan2(middle[:, 1], middle[:, 0]))
 
 
-def test_trajectories_show_eight_times_unless_told() -> None:
+def test_trajectories_show_eight_timesteps_by_default() -> None:
     drawn = plots.trajectory_points(torch.randn(1001, 2, 2))
     assert [axes.get_title() for axes in drawn][::7] == ["$t=0$", "$t=1000$"] and len(drawn) == 8
     assert len(plots.trajectory_points(torch.randn(3, 2, 2))) == 3
@@ -248,13 +248,13 @@ def test_trajectories_refuse(draw: Callable[[], object], message: str) -> None:
 
 
 def weighted(log_w: Tensor, **changes: Any) -> LogLikelihood:
-    """The importance bound of given weights; ten network calls a path."""
+    """The importance bound of these weights; ten network calls a path."""
     value, calls = log_mean_exp(log_w), torch.full((len(log_w),), 10 * log_w.shape[1])
     error = weights_std_error(log_w)
-    made = LogLikelihood(
+    bound = LogLikelihood(
         value, error, "lower bound", calls, 2, "ImportanceBound()", log_weights=log_w
     )
-    return replace(made, **changes)
+    return replace(bound, **changes)
 
 
 def test_ladder_of_weights_by_hand() -> None:
@@ -270,9 +270,9 @@ def test_ladder_of_weights_by_hand() -> None:
     # K = 4 and 6, of one group each: from K = 2 on, at the rate from K = 1 to 2 or half
     one = log_w[0].log().var()
     rate = max(0.5, float(three.square() * 3 / one))
-    for place, k in ((2, 4), (3, 6)):
+    for rung, k in ((2, 4), (3, 6)):
         expected = three * math.sqrt(3) * rate ** (math.log2(k / 2) / 2) / 2
-        torch.testing.assert_close(error[place], expected)
+        torch.testing.assert_close(error[rung], expected)
 
 
 @pytest.mark.parametrize("spread, count", [(0.5, 16), (1.5, 32), (2.5, 24)])
@@ -304,9 +304,9 @@ def test_ladder_of_log_normal_weights_climbs_to_the_exact_value() -> None:
     torch.testing.assert_close(
         error[0], torch.tensor(s / math.sqrt(log_w.numel())).double(), rtol=0.05, atol=0
     )
-    for place in (6, 7):  # K = 64 and 128: later terms are below a tenth of an error
-        expected = -math.expm1(s**2) / (2 * int(particles[place]))
-        assert abs(float(value[place]) - expected) < 4.5 * float(error[place])
+    for rung in (6, 7):  # K = 64 and 128: later terms are below a tenth of an error
+        expected = -math.expm1(s**2) / (2 * int(particles[rung]))
+        assert abs(float(value[rung]) - expected) < 4.5 * float(error[rung])
     assert bool((value.diff() > 0).all())  # for nested groups always (Jensen)
 
 
@@ -317,9 +317,9 @@ def test_bound_ladder_draws_rungs_lines_and_points() -> None:
     flow = replace(flow, calls=torch.full((20,), 20), std_error=torch.ones(20, dtype=F64))
     exact = torch.linspace(0, 1, 20, dtype=F64)
     axes = plots.bound_ladder({"a": one, "b": two}, exact=exact, others={"flow": flow})
-    for container, held in zip(axes.containers, (one, two), strict=False):
+    for container, bound in zip(axes.containers, (one, two), strict=False):
         line, _, (bars,) = container
-        particles, value, error = plots.ladder(held)
+        particles, value, error = plots.ladder(bound)
         assert line.get_xdata().tolist() == particles.tolist() == [1, 2, 4, 8, 16]
         assert line.get_ydata().tolist() == value.tolist()
         for segment, v, e in zip(bars.get_segments(), value, error, strict=True):
@@ -341,7 +341,7 @@ def test_ladder_of_one_path_has_one_rung_of_unknown_error() -> None:
     assert axes.containers[0][0].get_ydata().tolist() == [1.0]
 
 
-def test_a_point_of_unknown_error_has_no_bar() -> None:
+def test_point_of_unknown_error_has_no_bar() -> None:
     flow = result(None, samples=20)
     flow = replace(flow, std_error=torch.full((20,), torch.nan, dtype=F64))
     axes = plots.bound_ladder(weighted(torch.randn(20, 4, dtype=F64)), others={"flow": flow})
@@ -374,10 +374,10 @@ def test_bounds_refuse(draw: Callable[[LogLikelihood], object], message: str) ->
 def test_pareto_k_draws_every_sample_that_has_one() -> None:
     log_w = torch.randn(30, 100, dtype=F64) * torch.linspace(0.1, 4, 30).double()[:, None]
     log_w[7] = 0.0  # equal weights
-    held = weighted(log_w)
-    k_hat, size = held.pareto_k, held.effective_sample_size
+    bound = weighted(log_w)
+    k_hat, size = bound.pareto_k, bound.effective_sample_size
     assert k_hat is not None and size is not None and bool(k_hat[7].isnan())
-    left, right = plots.pareto_k({"model": held})
+    left, right = plots.pareto_k({"model": bound})
     known = k_hat.isfinite()
     assert left.lines[0].get_ydata().tolist() == k_hat[known].sort().values.tolist()
     assert left.lines[1].get_ydata() == [0.7, 0.7] and right.lines[1].get_xdata() == [0.7, 0.7]
@@ -409,8 +409,8 @@ def test_forest_shows_both_parts_of_the_error() -> None:
     monte_carlo = 2 * math.sqrt(2 * 0.01) / 2
     expected = [[0, 4], [2 - monte_carlo, 2 + monte_carlo], [2]]
     expected += [[4, 4], [4 - monte_carlo, 4 + monte_carlo], [4]]
-    for found, row in zip(bars(axes), expected, strict=True):
-        assert found == pytest.approx(row)
+    for bar, row in zip(bars(axes), expected, strict=True):
+        assert bar == pytest.approx(row)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first on top
     assert legend(axes) == ["± 2 standard errors", "Monte Carlo part", "lower bound", "upper bound"]
@@ -442,10 +442,10 @@ def test_forest_of_rows() -> None:
 def test_forest_of_a_comparison() -> None:
     models = {"a": SimpleNamespace(value=2.0, std_error=0.5, monte_carlo=0.1, kind="estimate")}
     models["b"] = SimpleNamespace(value=1.0, std_error=0.5, monte_carlo=0.1, kind="estimate")
-    found = SimpleNamespace(model="b", value=-1.0, std_error=0.25, low=-1.75, high=-0.25)
-    compared = SimpleNamespace(models=models, reference="a", differences=(found,), level=0.9)
+    difference = SimpleNamespace(model="b", value=-1.0, std_error=0.25, low=-1.75, high=-0.25)
+    compared = SimpleNamespace(models=models, reference="a", differences=(difference,), level=0.9)
     assert bars(plots.forest(compared)) == [[1, 3], [1.8, 2.2], [2], [0, 2], [0.8, 1.2], [1]]
-    rows = SimpleNamespace(rows=[found], level=0.9)
+    rows = SimpleNamespace(rows=[difference], level=0.9)
     assert legend(plots.forest(rows)) == ["90 % interval"]
     axes = plots.forest(compared, reference="a")
     assert bars(axes)[:2] == [[-1.75, -0.25], [-1]] and legend(axes) == ["90 % interval"]
@@ -476,7 +476,7 @@ def test_forest_refuses(draw: Callable[[LogLikelihood], object], message: str) -
 # -- densities ---------------------------------------------------------------------------------
 
 
-def test_map_points_are_the_middles_of_cells() -> None:
+def test_map_points_are_the_centres_of_cells() -> None:
     points = plots.map_points((0.0, 4.0, 10.0, 12.0), 2)
     assert points.tolist() == [[1, 10.5], [3, 10.5], [1, 11.5], [3, 11.5]]
 
@@ -567,7 +567,7 @@ def test_given_panels_are_drawn_on(name: str) -> None:
         ON_TWO[name](axes[:1])
 
 
-def test_every_figure_is_tested_and_leaves_settings_alone() -> None:
+def test_every_figure_is_tested_and_changes_no_global_setting() -> None:
     before = dict(matplotlib.rcParams)
     for draw in (*ON_ONE.values(), *ON_TWO.values()):
         drawn = draw(None)

@@ -1,4 +1,4 @@
-"""How often a verdict is wrong, and that silence says what would decide.
+"""How often a verdict is wrong, and what an open verdict says would decide.
 
 A verdict may be wrong in 2.5 % of repeats.  Counts of R repeats are allowed 3 standard errors of
 that share more, 3 √(0.025 · 0.975/R) (one failure in 700 seeds where the share is as large as
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.comparison import Comparison, compare
-from pyrodiff.comparison.evaluated import Evaluated
-from pyrodiff.comparison.paired import mean_error, skewed_quantile, skewness
-from pyrodiff.comparison.verdict import gap
+from pyrodiff.comparison.errors import skewed_quantile, skewness, standard_error
+from pyrodiff.comparison.looseness import gap
+from pyrodiff.comparison.model_results import ModelResults
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood
-from pyrodiff.likelihood.paths.importance import log_mean_exp, weights_std_error
+from pyrodiff.likelihood.statistics import log_mean_exp, weights_std_error
 from pyrodiff.oracles import Gaussian, GaussianMixture, GridOracle, linear_log_prob
 from pyrodiff.schedules import LogSNRSchedule
 from pyrodiff.variances import FixedLarge, FixedSmall, Variance
@@ -36,7 +36,7 @@ def exact(value: Tensor, kind: str = "estimate") -> LogLikelihood:
 
 
 def weighted(log_w: Tensor) -> LogLikelihood:
-    """The importance bound of given weights."""
+    """The importance bound of these weights."""
     bound = exact(log_mean_exp(log_w), "lower bound")
     return replace(bound, std_error=weights_std_error(log_w), log_weights=log_w)
 
@@ -46,11 +46,14 @@ def allowed(repeats: int) -> float:
 
 
 def share(repeats: int, once: Callable[[torch.Generator], Comparison]) -> float:
-    """Of repeats in which some verdict is not silent."""
+    """The share of repeats in which any difference has a verdict."""
     generator = torch.Generator().manual_seed(0)
-    found = [once(generator) for _ in range(repeats)]
-    loud = [any(each.status != "not decided" for each in one.differences) for one in found]
-    return sum(loud) / repeats
+    comparisons = [once(generator) for _ in range(repeats)]
+    decided = [
+        any(difference.status != "not decided" for difference in comparison.differences)
+        for comparison in comparisons
+    ]
+    return sum(decided) / repeats
 
 
 # -- bounds ----------------------------------------------------------------------------------------
@@ -60,7 +63,7 @@ def share(repeats: int, once: Callable[[torch.Generator], Comparison]) -> float:
 def chains(law: str) -> tuple[Tensor, Tensor]:
     """Exact log p, (N,), and 32 log weights, (N, 32), of a chain of few steps in d dimensions.
 
-    It treats all dimensions alike and apart, so that both are sums over them.
+    It treats all dimensions alike and independently, so that both are sums over them.
     """
     d, n = 4, 1000
     made: dict[str, tuple[Gaussian | GaussianMixture, int, Variance]] = {
@@ -92,31 +95,33 @@ def test_the_better_model_with_the_looser_bound_is_seldom_called_the_worse(
     log_p, log_w = chains(law)
 
     def once(generator: torch.Generator) -> Comparison:
-        some = torch.randperm(len(log_p), generator=generator)[:n]
+        chosen = torch.randperm(len(log_p), generator=generator)[:n]
         start = particles * int(torch.randint(32 // particles, (1,), generator=generator))
         noise = 0.1 * torch.randn(n, generator=generator, dtype=F64)
-        worse = exact(log_p[some] - ahead + noise, "lower bound")
-        better = weighted(log_w[some, start : start + particles])
+        worse = exact(log_p[chosen] - ahead + noise, "lower bound")
+        better = weighted(log_w[chosen, start : start + particles])
         return compare({"better": better, "worse": worse}, reference="better")
 
     assert share(100, once) <= allowed(100)
 
 
-def test_a_clear_difference_of_tight_bounds_is_seen() -> None:
+def test_a_clear_difference_of_tight_bounds_is_detected() -> None:
     """The chain of the mixture with 32 weights (0.1 nats below log p) against 1 nat less."""
     log_p, log_w = chains("mixture")
     better = exact(log_p[300:400] + 1, "lower bound")
-    found = compare({"better": better, "worse": weighted(log_w[300:400])})
-    assert found.reference == "better" and found.differences[0].status == "likely"
+    comparison = compare({"better": better, "worse": weighted(log_w[300:400])})
+    assert comparison.reference == "better" and comparison.differences[0].status == "likely"
 
 
 def test_a_jackknife_is_trusted_no_further_than_its_weights() -> None:
     """Log-normal weights of sd 4 nats, 8 nats below their log mean: the jackknife lacks 3 or so."""
     log_w = 4 * torch.randn(200, 16, generator=torch.Generator().manual_seed(0), dtype=F64) - 8
     jackknife = replace(weighted(log_w), kind="estimate", value=log_mean_exp(log_w) + 1)
-    found = compare({"jackknife": jackknife, "b": exact(torch.full((200,), -1.0))}, reference="b")
-    assert found["jackknife"].value < 0 and found["jackknife"].status == "not decided"
-    assert "weights of jackknife are too unequal" in found["jackknife"].verdict
+    comparison = compare(
+        {"jackknife": jackknife, "b": exact(torch.full((200,), -1.0))}, reference="b"
+    )
+    assert comparison["jackknife"].value < 0 and comparison["jackknife"].status == "not decided"
+    assert "weights of jackknife are too unequal" in comparison["jackknife"].verdict
 
 
 def test_every_training_seed_counts_in_what_a_bound_lacks() -> None:
@@ -125,19 +130,19 @@ def test_every_training_seed_counts_in_what_a_bound_lacks() -> None:
         weighted(spread * torch.randn(50, 16, generator=generator, dtype=F64))
         for spread in (0.2, 0.9, 6.0)
     )
-    alone = [gap(Evaluated([one])) for one in (tight, loose)]
+    alone = [gap(ModelResults([one])) for one in (tight, loose)]
     assert alone[0] is not None and alone[1] is not None
     assert float(alone[1].mean()) > 5 * float(alone[0].mean())
     for pair in ([tight, loose], [loose, tight]):
-        together = gap(Evaluated(pair))
+        together = gap(ModelResults(pair))
         assert together is not None
         torch.testing.assert_close(together, (alone[0] + alone[1]) / 2)
     for several in ([tight, hopeless], [hopeless, tight]):
-        assert gap(Evaluated(several)) is None
+        assert gap(ModelResults(several)) is None
 
 
 @pytest.mark.parametrize(
-    ("log_w", "said", "particles"),
+    ("log_w", "reason", "particles"),
     [
         (None, "nothing tells how much the bound of b lacks", 64),
         (torch.zeros(1, 4), "b has 4 weights a sample, fewer than 8", 64),
@@ -145,8 +150,8 @@ def test_every_training_seed_counts_in_what_a_bound_lacks() -> None:
         (torch.zeros(100, 8), "", None),
     ],
 )
-def test_silence_says_what_would_decide(
-    log_w: Tensor | None, said: str, particles: int | None
+def test_an_open_verdict_says_what_would_decide(
+    log_w: Tensor | None, reason: str, particles: int | None
 ) -> None:
     value = torch.randn(100, dtype=F64)
     noise = 0.1 * torch.randn(100, dtype=F64)
@@ -155,16 +160,16 @@ def test_silence_says_what_would_decide(
         log_w = log_w.double().expand(100, -1)
         log_w = log_w - log_mean_exp(log_w).unsqueeze(1) + value.unsqueeze(1)
         b = weighted(log_w)
-    found = compare({"a": exact(value + 3 + noise, "lower bound"), "b": b}, reference="b")["a"]
-    assert said in found.verdict and found.advice.particles == particles
-    assert found.status == ("likely" if particles is None else "not decided")
+    difference = compare({"a": exact(value + 3 + noise, "lower bound"), "b": b}, reference="b")["a"]
+    assert reason in difference.verdict and difference.advice.particles == particles
+    assert difference.status == ("likely" if particles is None else "not decided")
     bound = f"(to decide: compare_models(models, x_0, ImportanceBound(particles={particles})))"
     line = compare({"a": exact(value + 3 + noise, "lower bound"), "b": b}).verdicts[0]
     assert (bound in line) == (particles is not None)
 
 
-def test_more_samples_decide_where_the_error_is_what_stands_between() -> None:
-    """As many as are advised, of the same law, give a verdict (the same values, repeated)."""
+def test_the_advised_number_of_samples_decides() -> None:
+    """So many samples of the same distribution (the values repeated) give a verdict."""
     d = torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=F64)
     d = d - d.mean() + 0.2 * d.std()
     once = compare({"a": exact(d), "b": exact(0 * d)}, reference="b")["a"]
@@ -180,12 +185,12 @@ def test_more_samples_decide_where_the_error_is_what_stands_between() -> None:
 
 
 @pytest.mark.parametrize(("models", "reference"), [(3, None), (5, None), (10, None), (5, "0")])
-def test_the_best_of_models_that_are_alike_is_seldom_called_better(
+def test_the_best_of_identical_models_is_seldom_called_better(
     models: int, reference: str | None
 ) -> None:
     def once(generator: torch.Generator) -> Comparison:
         values = torch.randn(models, 40, generator=generator, dtype=F64)
-        results = {str(place): exact(value) for place, value in enumerate(values)}
+        results = {str(index): exact(value) for index, value in enumerate(values)}
         return compare(results, reference=reference)
 
     repeats = 400 // models
@@ -193,21 +198,21 @@ def test_the_best_of_models_that_are_alike_is_seldom_called_better(
 
 
 def test_the_intervals_of_several_models_hold_together() -> None:
-    """Five models alike, the best of them the reference: all four cover 0 in 95 % of repeats.
+    """Five identical models, the best the reference: all four cover 0 in 95 % of repeats.
 
     100 repeats: 3 standard errors of 0.022 below are refused (each by itself would give 0.83).
     """
-    generator, held = torch.Generator().manual_seed(0), 0
+    generator, covered = torch.Generator().manual_seed(0), 0
     for _ in range(100):
         values = torch.randn(5, 30, generator=generator, dtype=F64)
-        found = compare({str(place): exact(value) for place, value in enumerate(values)})
-        held += all(each.low <= 0 <= each.high for each in found.differences)
-    assert held / 100 > 0.95 - 3 * math.sqrt(0.95 * 0.05 / 100)
+        comparison = compare({str(index): exact(value) for index, value in enumerate(values)})
+        covered += all(each.low <= 0 <= each.high for each in comparison.differences)
+    assert covered / 100 > 0.95 - 3 * math.sqrt(0.95 * 0.05 / 100)
 
 
 def test_a_reference_named_beforehand_has_narrower_intervals() -> None:
     values = torch.randn(4, 30, dtype=F64)
-    results = {str(place): exact(value) for place, value in enumerate(values)}
+    results = {str(index): exact(value) for index, value in enumerate(values)}
     best = compare(results)
     named = compare(results, reference=best.reference)
     for wide, narrow in zip(best.differences, named.differences, strict=True):
@@ -240,30 +245,30 @@ def test_a_skewed_difference_without_expectation_has_no_verdict(
     assert share(200, once) <= allowed(200)
 
 
-def test_what_is_too_skewed_is_said() -> None:
+def test_excessive_skewness_is_reported() -> None:
     z = torch.randn(60, generator=torch.Generator().manual_seed(3), dtype=F64)
     d = 4 - z.exp()
-    found = compare({"a": exact(d), "b": exact(0 * d)}, reference="b")["a"]
-    assert "differences too skewed for 60 samples" in found.verdict
-    assert found.advice.samples is not None and found.advice.samples > 60
+    difference = compare({"a": exact(d), "b": exact(0 * d)}, reference="b")["a"]
+    assert "differences too skewed for 60 samples" in difference.verdict
+    assert difference.advice.samples is not None and difference.advice.samples > 60
     other = compare({"a": exact(-d + 8), "b": exact(0 * d)}, reference="b")["a"]
     assert other.status == "likely"  # the tail is on the side of the better model
 
 
-def test_a_tail_on_the_wrong_side_takes_a_larger_mean() -> None:
+def test_a_tail_on_the_unfavourable_side_requires_a_larger_mean() -> None:
     """200 values of skewness −2, enough by Cochran's rule, whose mean lies between two limits.
 
-    It passes that of values without skewness, and not the one for theirs; mirrored, it passes both.
+    It exceeds that for values without skewness, but not that for theirs; mirrored, it exceeds both.
     """
     z = torch.randn(200, generator=torch.Generator().manual_seed(5), dtype=F64)
     d = -z.exp()
     gamma, clusters = skewness(d, torch.arange(200)), torch.arange(200)
-    error = mean_error(d, [d[None]], clusters)
+    error = standard_error(d, [d[None]], clusters)
     plain, wide = (error.half_width(0.975, each) for each in (0.0, gamma))
     assert 25 * gamma**2 < 200 and wide > 1.05 * plain
     d = d - d.mean() + (plain + wide) / 2
-    found = compare({"a": exact(d), "b": exact(0 * d)}, reference="b")["a"]
-    assert found.status == "not decided" and "too skewed" in found.verdict
+    difference = compare({"a": exact(d), "b": exact(0 * d)}, reference="b")["a"]
+    assert difference.status == "not decided" and "too skewed" in difference.verdict
     mirrored = 2 * d.mean() - d
     assert compare({"a": exact(mirrored), "b": exact(0 * d)}, reference="b")["a"].status == "likely"
 
@@ -291,16 +296,16 @@ def test_the_quantile_for_skewed_values_inverts_the_transformation() -> None:
 )
 def test_few_paired_seeds_cover(seeds: int, between: float, cell: float) -> None:
     """1000 repeats: 0.95 ± 0.007; 3 standard errors below are refused."""
-    generator, held = torch.Generator().manual_seed(0), 0
+    generator, covered = torch.Generator().manual_seed(0), 0
     for repeat in range(1000):
         seed = between * torch.randn(seeds, 1, generator=generator, dtype=F64)
         rest = cell * torch.randn(seeds, 50, generator=generator, dtype=F64)
         sample = 0.7 * torch.randn(1, 50, generator=generator, dtype=F64)
         values = seed + rest + sample
         d = values.mean(0)
-        error = mean_error(d, [values], torch.arange(50))
-        held += abs(float(d.mean())) <= error.half_width(0.95)
+        error = standard_error(d, [values], torch.arange(50))
+        covered += abs(float(d.mean())) <= error.half_width(0.95)
         if repeat < 20:  # the probability is that at which the interval ends
             level = abs(2 * error.probability(float(d.mean())) - 1)
             assert error.half_width(level) == pytest.approx(abs(float(d.mean())))
-    assert held / 1000 > 0.95 - 3 * math.sqrt(0.95 * 0.05 / 1000)
+    assert covered / 1000 > 0.95 - 3 * math.sqrt(0.95 * 0.05 / 1000)

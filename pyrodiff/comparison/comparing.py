@@ -1,138 +1,40 @@
-"""The comparison of several models: results are read, checked to be of the same samples, paired."""
+"""The comparison of several models by their results for the same held-out samples."""
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from pyrodiff.comparison.evaluated import Evaluated, same_model
-from pyrodiff.comparison.paired import Design, Difference, mean_error, monte_carlo, own_error
-from pyrodiff.comparison.samples import check_samples
-from pyrodiff.comparison.summary import Comparison, Summary
-from pyrodiff.comparison.verdict import gap, judge
-from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.result import read_result
+from pyrodiff.comparison import monte_carlo
+from pyrodiff.comparison.comparison import Comparison, Summary
+from pyrodiff.comparison.design import Design
+from pyrodiff.comparison.difference import Difference
+from pyrodiff.comparison.errors import standard_error
+from pyrodiff.comparison.inputs import (
+    Inputs,
+    Runs,
+    check_request,
+    cluster_labels,
+    count_seeds,
+    read_inputs,
+)
+from pyrodiff.comparison.looseness import gap
+from pyrodiff.comparison.model_results import ModelResults
+from pyrodiff.comparison.verdict import judge
 
-__all__ = ["check_request", "compare"]
-
-Result = LogLikelihood | str | Path
-_SAME = ("data", "split", "samples_checksum")  # attributes of files that must agree
-
-
-def _listed(given: Any) -> list[Any]:
-    return [given] if isinstance(given, LogLikelihood | str | Path) else list(given)
-
-
-def _read(path: Result) -> tuple[LogLikelihood, dict[str, Any]]:
-    """A result and what its file says of it beside."""
-    if isinstance(path, LogLikelihood):
-        return path, {}
-    return read_result(path)
+__all__ = ["compare"]
 
 
-def _check_same(name: str, values: Sequence[object], what: str) -> None:
-    if len(set(values)) > 1:
-        raise ValueError(
-            f"Expected results of the same {what}; got {name}: {sorted(set(values), key=str)}."
-        )
+class _Named(NamedTuple):
+    """A model's name and results."""
 
-
-def _read_all(
-    results: Mapping[str, Result | Sequence[Result | Sequence[Result]]],
-) -> tuple[dict[str, Evaluated], list[dict[str, Any]], tuple[str, ...]]:
-    """The models, what files say of their results, and notes on whether samples are the same."""
-    held = {
-        name: [[_read(each) for each in _listed(run)] for run in _listed(given)]
-        for name, given in results.items()
-    }
-    for name, runs in held.items():
-        if not all(runs):
-            raise ValueError(f"Expected at least one result of {name!r}; got none.")
-    every = [pair for runs in held.values() for run in runs for pair in run]
-    for key in _SAME:
-        _check_same(key, [told[key] for _, told in every if key in told], "samples")
-    named = [(name, result) for name, runs in held.items() for run in runs for result, _ in run]
-    notes = check_samples(named)
-    models = {
-        name: Evaluated.of([[result for result, _ in run] for run in runs])
-        for name, runs in held.items()
-    }
-    _check(models)
-    return models, [told for _, told in every], notes
-
-
-def _check(models: Mapping[str, Evaluated]) -> None:
-    """Refuse what has no mean, or is no other training seed."""
-    for name, model in models.items():
-        kinds = sorted({result.kind for result in model.results})
-        if len(kinds) > 1:
-            raise ValueError(f"Expected results of {name!r} to be of one kind; got {kinds}.")
-        if any(same_model(*pair) for pair in combinations(model.results, 2)):
-            raise ValueError(
-                f"Expected results of {name!r} from different training seeds; got one trained "
-                "model twice. Evaluations with other noise go into a list of their own: [[a, b]]."
-            )
-        finite = model.values.isfinite()
-        if not bool(finite.all()):
-            count = int((~finite).sum())
-            raise ValueError(f"Expected finite values; got {count} of {name!r} that are not.")
-
-
-def check_request(
-    counts: Mapping[str, int], reference: str | None, paired_seeds: bool, level: float
-) -> None:
-    """Raise ValueError for what no comparison can be; before anything is evaluated.
-
-    Args:
-        counts: training seeds of each model.
-        reference, paired_seeds, level: as of ``compare``.
-    """
-    if len(counts) < 2:
-        raise ValueError(f"Expected at least two models; got {len(counts)}.")
-    if not 0 < level < 1:
-        raise ValueError(f"Expected a level between 0 and 1; got {level}.")
-    if reference is not None and reference not in counts:
-        raise ValueError(f"Expected a reference among {list(counts)}; got {reference!r}.")
-    for name, count in counts.items():
-        if count == 0:
-            raise ValueError(f"Expected at least one training seed of {name!r}; got none.")
-    if paired_seeds and (len(set(counts.values())) > 1 or min(counts.values()) < 2):
-        raise ValueError(
-            "Expected for paired seeds the same number of training seeds of every model, at least "
-            f"2; got {dict(counts)}."
-        )
-
-
-def _clusters(clusters: Sequence[object] | Tensor | None, samples: int) -> Tensor:
-    """Labels as 0 … G − 1, shape (N,)."""
-    if clusters is None:
-        return torch.arange(samples)
-    labels = clusters.tolist() if isinstance(clusters, Tensor) else list(clusters)
-    if len(labels) != samples:
-        raise ValueError(f"Expected {samples} clusters, one per sample; got {len(labels)}.")
-    index = {label: place for place, label in enumerate(dict.fromkeys(labels))}
-    return torch.tensor([index[label] for label in labels])
-
-
-def _common(held: Sequence[dict[str, Any]]) -> bool | None:
-    """Whether files say that their noise was the same (one seed, one estimator), or not."""
-    seeds = [int(each["seed"]) for each in held if "seed" in each]
-    if len(seeds) < len(held):
-        return None
-    if len(set(seeds)) > 1:
-        return False if len(set(seeds)) == len(seeds) else None
-    return True if len({each.get("estimator") for each in held}) == 1 else None
-
-
-# -- the comparison --------------------------------------------------------------------------------
+    name: str
+    results: ModelResults
 
 
 def compare(
-    results: Mapping[str, Result | Sequence[Result | Sequence[Result]]],
+    results: Mapping[str, Runs],
     *,
     reference: str | None = None,
     clusters: Sequence[object] | Tensor | None = None,
@@ -146,108 +48,124 @@ def compare(
         results: for each model a result, the path of a saved one, or a list of them: one per
             training seed.  In the place of a result may stand a list of repeats with other noise,
             whose mean is taken and whose spread tells the Monte Carlo error: the n-th repeats of
-            all models with one noise, or all with noise of their own.
-        reference: the model that the others are compared with, named before it is known how they
-            come out; default the best, for which the intervals are wider (all pairs count).
+            all models with the same noise, or all with independent noise.
+        reference: the model that the others are compared with, named before the outcome is known;
+            default the best, for which the intervals are wider (all pairs count).
         clusters: a label per sample, where samples of one label belong together (a patient's
-            images): then the clusters are what is independent.
-        paired_seeds: whether the lists are in one order of training seeds that mean the same to
-            every model (the same first weights, the same batches): then what the models owe to a
-            seed alike cancels in the difference.
+            images): then the clusters are independent, not the samples.
+        paired_seeds: whether the lists are in the same order of training seeds, and a seed means
+            the same to every model (the same first weights, the same batches): then the effects
+            that a seed has on all models cancel in the difference.
         common_noise: whether the same noise streams were used (one ``seed``, one estimator), for
-            results that do not hold their draws; None: what the files say, else unknown, and the
-            Monte Carlo part of the error with it (not the error, which holds it).
+            results that do not keep their draws; None: what the files say.  Where that is unknown,
+            so is the Monte Carlo part of the error; the error itself includes it and is known.
         level: of all intervals together.  A verdict other than "not decided" is wrong with a
             probability of at most (1 − level)/2, over all of them.
 
     Raises:
         ValueError: fewer than two models, a model without results, results of different samples
-            as far as they know them, values that are not finite, an unknown reference, clusters
-            that are not one per sample, one trained model as two training seeds, repeats of
-            different numbers or models, paired seeds of which the models have different numbers or
-            one, a level outside (0, 1).
+            (as far as they identify them), values that are not finite, an unknown reference, a
+            number of clusters that is not that of the samples, one trained model as two training
+            seeds, repeats of different numbers or models, paired seeds where the models have
+            different numbers of seeds or one, a level outside (0, 1).
         FileNotFoundError: a path where there is no result.
 
     Examples:
+        >>> import torch
+        >>> from pyrodiff.likelihood import LogLikelihood
         >>> def exact(log_p):  # an estimator would give this, and its Monte Carlo error
-        ...     none = torch.zeros(len(log_p), dtype=torch.int64)
-        ...     return LogLikelihood(log_p, 0 * log_p, "estimate", none, 1, "exact")
+        ...     calls = torch.zeros(len(log_p), dtype=torch.int64)
+        ...     return LogLikelihood(log_p, 0 * log_p, "estimate", calls, 1, "exact")
         >>> x = torch.linspace(-2, 2, 9, dtype=torch.float64)
         >>> wide, narrow = torch.distributions.Normal(0, 1.5), torch.distributions.Normal(0, 0.8)
-        >>> found = compare({"wide": exact(wide.log_prob(x)), "narrow": exact(narrow.log_prob(x))})
-        >>> list(found.models), round(found["narrow"].value, 3), round(found["narrow"].std_error, 3)
-        (['wide', 'narrow'], -0.303, 0.289)
+        >>> log_p = {"wide": exact(wide.log_prob(x)), "narrow": exact(narrow.log_prob(x))}
+        >>> comparison = compare(log_p)
+        >>> list(comparison.models), round(comparison["narrow"].value, 3)
+        (['wide', 'narrow'], -0.303)
+        >>> round(comparison["narrow"].std_error, 3)
+        0.289
     """
-    counts = {name: len(_listed(given)) for name, given in results.items()}
-    check_request(counts, reference, paired_seeds, level)
-    models, attributes, notes = _read_all(results)
-    common = _common(attributes) if common_noise is None else common_noise
-    samples = len(next(iter(models.values())).results[0].value)
-    pairs = len(models) * (len(models) - 1) // 2 if reference is None else len(models) - 1
-    design = Design(_clusters(clusters, samples), paired_seeds, common, level, pairs)
+    check_request(count_seeds(results), reference, paired_seeds, level)
+    inputs = read_inputs(results)
+    design = Design(
+        clusters=cluster_labels(clusters, inputs.samples),
+        paired_seeds=paired_seeds,
+        common_noise=inputs.common_noise if common_noise is None else common_noise,
+        level=level,
+        pairs=_number_of_pairs(len(inputs.models), reference),
+    )
+    return _comparison(inputs, design, reference)
+
+
+def _number_of_pairs(models: int, reference: str | None) -> int:
+    """m: all pairs of models, or those with a reference that was named."""
+    return models * (models - 1) // 2 if reference is None else models - 1
+
+
+def _comparison(inputs: Inputs, design: Design, reference: str | None) -> Comparison:
+    """Means and differences, the best model first, which is the reference unless one is named."""
+    models = inputs.models
     summaries = {name: _summary(model, design.clusters) for name, model in models.items()}
     order = sorted(models, key=lambda name: summaries[name].value, reverse=True)
     reference = order[0] if reference is None else reference
-    pair = (reference, models[reference])
-    differences = tuple(
-        _difference((name, models[name]), pair, design) for name in order if name != reference
-    )
+    base = _Named(reference, models[reference])
+    others = [_Named(name, models[name]) for name in order if name != reference]
+    differences = tuple(_difference(model, base, design) for model in others)
     return Comparison(
-        {name: summaries[name] for name in order},
-        reference,
-        differences,
-        samples,
-        level,
-        _notes(models, differences) + notes,
+        models={name: summaries[name] for name in order},
+        reference=reference,
+        differences=differences,
+        samples=inputs.samples,
+        level=design.level,
+        notes=_notes(models, differences) + inputs.notes,
     )
 
 
-def _summary(model: Evaluated, clusters: Tensor) -> Summary:
-    values, lacking = model.values, gap(model)
-    error = mean_error(values.mean(0), [values], clusters)
+def _summary(model: ModelResults, clusters: Tensor) -> Summary:
+    values, missing = model.values, gap(model)
     calls = [result.network_evaluations for result in model.results]
     return Summary(
-        float(values.mean()),
-        error.std_error,
-        own_error(model, model.shares),
-        model.results[0].kind,
-        len(values),
-        sum(calls) / len(calls),
-        math.nan if lacking is None else float(lacking.mean()),
+        value=float(values.mean()),
+        std_error=standard_error(values.mean(0), [values], clusters).std_error,
+        monte_carlo=monte_carlo.mean_error(model),
+        kind=model.results[0].kind,
+        seeds=len(values),
+        calls=sum(calls) / len(calls),
+        gap=math.nan if missing is None else float(missing.mean()),
     )
 
 
-def _difference(
-    model: tuple[str, Evaluated],
-    reference: tuple[str, Evaluated],
-    design: Design,
-) -> Difference:
-    (name, a), (other, b) = model, reference
+def _difference(model: _Named, reference: _Named, design: Design) -> Difference:
+    a, b = model.results, reference.results
     d = a.values.mean(0) - b.values.mean(0)
     error = design.error(d, a, b)
-    value, half = float(d.mean()), error.half_width(design.interval_level)
+    value, half_width = float(d.mean()), error.half_width(design.interval_level)
+    noise, independent = monte_carlo.difference_error(a, b, design.common_noise)
     verdict = judge(a, b, d, design)
-    text = verdict.text.replace("{a}", name).replace("{b}", other)
     return Difference(
-        name,
-        other,
-        value,
-        error.std_error,
-        error.between_samples,
-        error.between_seeds,
-        *monte_carlo(a, b, design.common),
-        error.degrees_of_freedom,
-        value - half,
-        value + half,
-        error.probability(value),
-        verdict.status,
-        text,
-        d,
-        verdict.advice,
+        model=model.name,
+        reference=reference.name,
+        value=value,
+        std_error=error.std_error,
+        between_samples=error.between_samples,
+        between_seeds=error.between_seeds,
+        monte_carlo=noise,
+        independent=independent,
+        degrees_of_freedom=error.degrees_of_freedom,
+        low=value - half_width,
+        high=value + half_width,
+        probability=error.probability(value),
+        status=verdict.status,
+        verdict=verdict.text.replace("{a}", model.name).replace("{b}", reference.name),
+        per_sample=d,
+        advice=verdict.advice,
     )
 
 
-def _notes(models: Mapping[str, Evaluated], found: Sequence[Difference]) -> tuple[str, ...]:
+def _notes(
+    models: Mapping[str, ModelResults], differences: Sequence[Difference]
+) -> tuple[str, ...]:
+    """What a reader has to know about the errors."""
     seeds = {name: len(model.results) for name, model in models.items()}
     notes = []
     if max(seeds.values()) == 1:
@@ -255,10 +173,10 @@ def _notes(models: Mapping[str, Evaluated], found: Sequence[Difference]) -> tupl
     elif min(seeds.values()) == 1:
         alone = ", ".join(name for name, count in seeds.items() if count == 1)
         notes.append(f"One training run of {alone}: the errors say nothing of its other seeds.")
-    if any(math.isnan(each.monte_carlo) for each in found):
+    if any(math.isnan(difference.monte_carlo) for difference in differences):
         notes.append(
-            "The Monte Carlo part of a difference is unknown, as the results do not hold draws "
-            "that pair up and may share their noise; the error holds it. (compare_models with "
-            "repeats=2 tells.)"
+            "The Monte Carlo part of a difference is unknown: the results keep no draws that pair "
+            "up, and may share their noise. The error includes it. (compare_models with repeats=2 "
+            "measures it.)"
         )
     return tuple(notes)

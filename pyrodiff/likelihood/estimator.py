@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.finite import Failures
-from pyrodiff.likelihood.result import LogLikelihood, sample_checksums
+from pyrodiff.likelihood.result import LogLikelihood
+from pyrodiff.likelihood.samples import sample_checksums
 from pyrodiff.networks.modes import evaluation_mode
 from pyrodiff.serialization import fingerprint
 from pyrodiff.streams import derived_seed

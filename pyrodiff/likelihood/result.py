@@ -1,311 +1,52 @@
-"""The result of every estimator: per-sample log-likelihood, its error, and what it cost."""
+"""The result of every estimator: its estimates, in the formats that they are passed on in.
 
-import hashlib
-import math
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+netCDF      ``save`` and ``load``; variables and attributes as of ``to_dataset``
+xarray      ``to_dataset``
+ArviZ       ``to_inference_data``
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyrodiff.checks import check_types, short
+from pyrodiff.likelihood.arviz import to_inference_data
+from pyrodiff.likelihood.estimates import AXES, SHARED, Estimates, Kind, Mean
 from pyrodiff.serialization import netcdf_content, write_bytes
 from pyrodiff.serialization.netcdf import checksummed, read_netcdf
 
-__all__ = ["LogLikelihood", "Mean", "sample_checksums"]
+__all__ = ["Kind", "LogLikelihood", "Mean", "read_result"]
 
-Kind = Literal["lower bound", "upper bound", "estimate"]
-
-# Tensors of a result and the dimensions that they have in a file.
-_VARIABLES: dict[str, tuple[str, ...]] = {
-    "value": ("sample",),
-    "std_error": ("sample",),
-    "calls": ("sample",),
-    "degrees_of_freedom": ("sample",),
-    "skewness": ("sample",),
-    "terms": ("sample", "timestep"),
-    "log_weights": ("sample", "particle"),
-    "reference": ("sample",),
-    "indices": ("sample",),
-    "checksums": ("sample",),
-}
-_SAMPLES = ("indices", "checksums")  # of which samples; parts may not know it
-_RENAMED = {"value": "log_likelihood", "terms": "term", "timesteps": "timestep"}
-_FLOATS, _TYPES = ("float32", "float64"), dict.fromkeys(("calls", *_SAMPLES), ("int64",))
-_SETTLED = ("kind", "dimensions", "estimator", "shared_calls")  # the same for all parts
-# where a file does not say
-_UNKNOWN: dict[str, Any] = {"model": "", "remarks": "", "unbiased_weights": 0}
-_SCALARS = (*_SETTLED, *_UNKNOWN)
-
-FEWEST_WEIGHTS = 30  # k̂ rests on the largest fifth: with five of them ArviZ 1.x fits nothing
-
-
-def _fitted_k(log_weights: Any) -> Any:
-    """k̂ of each row, by either generation of ArviZ."""
-    import arviz
-
-    if hasattr(arviz, "psislw"):
-        return arviz.psislw(log_weights)[1]
-    from arviz_stats.base import array_stats
-
-    return array_stats.psislw(-log_weights, axis=-1)[1]  # it takes log-likelihoods
-
-
-def sample_checksums(x_0: Tensor, context: Tensor | None = None) -> Tensor:
-    """A checksum of each sample and its context, int64, shape (N,).
-
-    Of the values as float32, so that the precision of a model does not tell its samples apart.
-
-    Args:
-        x_0: shape (N, …), in the units of the model.
-        context: shape (N, …) or None.
-    """
-    parts = [x_0] if context is None else [x_0, context]
-    rows = [(part.detach().cpu().float() + 0.0).contiguous().numpy() for part in parts]  # no −0
-    digests = [
-        hashlib.blake2b(b"".join(row[place].tobytes() for row in rows), digest_size=8).digest()
-        for place in range(len(x_0))
-    ]
-    return torch.tensor([int.from_bytes(each, "little", signed=True) for each in digests])
-
-
-class Mean(NamedTuple):
-    """A mean over samples and the two sources of its error, as standard errors.
-
-    ``between_samples`` is the spread of the samples' values over √N, which holds the Monte Carlo
-    error within it; ``monte_carlo`` is that part alone, what more network calls would remove.
-    """
-
-    value: float
-    between_samples: float
-    monte_carlo: float
-
-
-def _unskewed(h: Tensor, skewness: Tensor) -> Tensor:
-    """T with T + g T²/3 + g² T³/27 + g/6 = h, for skewness g: 3/g (∛(1 + g (h − g/6)) − 1)."""
-    flat = skewness.abs() < 1e-6
-    g = torch.where(flat, 1.0, skewness)
-    inner = 1 + g * (h - g / 6)
-    root = inner.sign() * inner.abs() ** (1 / 3)
-    return torch.where(flat, h, 3 / g * (root - 1))
+_FILE_NAMES = {"value": "log_likelihood", "terms": "term", "timesteps": "timestep"}
+_INTEGERS = ("calls", "indices", "checksums")
+_FLOAT_TYPES = ("float32", "float64")
+_DEFAULTS: dict[str, Any] = {"model": "", "remarks": "", "unbiased_weights": 0}  # of older files
+_SCALARS = (*SHARED, *_DEFAULTS)
 
 
 @dataclass(frozen=True, eq=False)
-class LogLikelihood:
-    """log p_θ(x) of each sample.
-
-    Args:
-        value: nats, shape (N,), in units of the model plus ``offset``.
-        std_error: the Monte Carlo standard error of each value, nats, shape (N,); NaN where the
-            estimator cannot know it.
-        kind: what the value's expectation is: a lower or upper bound, or neither.
-        calls: network calls that each sample took, shape (N,), int64.
-        dimensions: values in one sample.
-        estimator: how it was made.
-        terms: −L of parts of the chain, nats per step, shape (N, S), or None.
-        timesteps: the mean t of each part, shape (S,), or None.
-        degrees_of_freedom: of each standard error, shape (N,), or None for many; NaN where they
-            are too few for an interval.
-        skewness: of each value's Monte Carlo error, shape (N,), or None for none.
-        log_weights: log of the importance weights that the value was made of, (N, K), or None.
-        reference: the importance bound with as many particles, nats, (N,), where the estimator
-            has to stand comparison with it; else None.
-        shared_calls: network calls made once for all samples, on other data (a pilot).
-        model: a checksum by which the model is known again, or empty.
-        remarks: why some errors are NaN, a sentence a line; or empty.
-        unbiased_weights: whether exp(value) is unbiased for p_θ(x); False also where unknown.
-        indices: the place of each sample in its data set, int64, (N,), or None where unknown.
-        checksums: of each sample and its context (``sample_checksums``), int64, (N,), or None.
-    """
-
-    value: Tensor
-    std_error: Tensor
-    kind: Kind
-    calls: Tensor
-    dimensions: int
-    estimator: str
-    terms: Tensor | None = None
-    timesteps: Tensor | None = None
-    degrees_of_freedom: Tensor | None = None
-    log_weights: Tensor | None = None
-    reference: Tensor | None = None
-    shared_calls: int = 0
-    model: str = ""
-    remarks: str = ""
-    unbiased_weights: bool = False
-    indices: Tensor | None = None
-    checksums: Tensor | None = None
-    skewness: Tensor | None = None
-
-    @property
-    def network_evaluations(self) -> float:
-        """Network calls per sample, on average; without the shared ones."""
-        return float(self.calls.double().mean())
-
-    def mean(self) -> Mean:
-        """The mean over samples in nats; errors of NaN where there are too few samples to know.
-
-        Values that are not finite are left out.  ``monte_carlo`` is NaN where the error of any
-        sample is: the known ones are not those of the others.  ``between_samples`` holds it all
-        the same.
-
-        Warns:
-            UserWarning: how many were.
-        """
-        finite = self._finite()
-        value, std_error, n = self.value[finite], self.std_error[finite], int(finite.sum())
-        between = float(value.std() / math.sqrt(n)) if n > 1 else math.nan
-        monte_carlo = float(std_error.square().sum().sqrt()) / n if n else math.nan
-        return Mean(float(value.mean()), between, monte_carlo)
-
-    def _finite(self) -> Tensor:
-        """Whether each value is finite, (N,) bool; warns where one is not."""
-        finite = self.value.isfinite()
-        if not bool(finite.all()):
-            warnings.warn(
-                f"Expected finite values; got NaN or infinity for {int((~finite).sum())} of "
-                f"{len(finite)} samples, the first at position {int((~finite).nonzero()[0])}. "
-                "The mean is over the others.",
-                UserWarning,
-                stacklevel=3,
-            )
-        return finite
-
-    def bits_per_dim(self) -> Mean:
-        """The mean of −value / (dimensions · ln 2) over samples, in bits per dimension."""
-        unit = self.dimensions * math.log(2)
-        value, between, monte_carlo = self.mean()
-        return Mean(-value / unit, between / unit, monte_carlo / unit)
-
-    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Ends of a confidence interval for the expectation of each value, nats, (N,) each.
-
-        T = (value − θ)/std_error is taken for Student's t with the degrees of freedom, or for
-        standard normal where they are None; with a skewness g, its transform
-
-            h(T) = T + g T²/3 + g² T³/27 + g/6                       (Hall, 1992)
-
-        is taken for that.  For a bound it is an interval for the bound, not for log p.  NaN where
-        the error is unknown or rests on too little; ``remarks`` says why.
-
-        Raises:
-            ValueError: a level outside (0, 1).
-        """
-        from scipy import stats
-
-        if not 0 < level < 1:
-            raise ValueError(f"Expected a level between 0 and 1; got {level}.")
-        upper = 0.5 + level / 2
-        if self.degrees_of_freedom is None:
-            quantile = torch.full_like(self.std_error, float(stats.norm.ppf(upper)))
-        else:
-            quantile = torch.as_tensor(stats.t.ppf(upper, self.degrees_of_freedom.double().numpy()))
-        ends = (quantile, -quantile)
-        if self.skewness is not None:
-            ends = (_unskewed(quantile, self.skewness), _unskewed(-quantile, self.skewness))
-        return self.value - self.std_error * ends[0], self.value - self.std_error * ends[1]
-
-    @property
-    def effective_sample_size(self) -> Tensor | None:
-        """(Σ w)² / Σ w² of the weights, shape (N,), between 1 and K; None without weights."""
-        if self.log_weights is None:
-            return None
-        weights = self.log_weights.softmax(1)
-        return 1 / weights.square().sum(1)
-
-    @property
-    def pareto_k(self) -> Tensor | None:
-        """k̂, the shape of the Pareto law fitted to the largest weights, (N,); None without weights.
-
-        Below 0.7 the weights' mean is to be trusted at practical K (Vehtari et al., 2024); NaN
-        with too few weights to say (K < 30).
-        """
-        if self.log_weights is None:
-            return None
-        if self.log_weights.shape[1] < FEWEST_WEIGHTS:
-            return torch.full_like(self.value, torch.nan)
-        # equal or vanishing weights have no tail to fit
-        log_w = self.log_weights.double()
-        varied = (log_w.amax(1) - log_w.amin(1)) > 0
-        result = torch.full_like(self.value, torch.nan)
-        if bool(varied.any()):
-            result[varied] = torch.as_tensor(_fitted_k(log_w[varied].numpy()))
-        return result
-
-    @property
-    def looser(self) -> Tensor | None:
-        """Whether each value lies below the importance bound of as many particles, (N,) bool."""
-        return None if self.reference is None else self.value < self.reference
-
-    def __add__(self, offset: float) -> "LogLikelihood":
-        """The result with ``offset`` nats added, as for a change of units of the data."""
-        moved: dict[str, Any] = {"value": self.value + offset}
-        for name in ("reference", "log_weights"):
-            if (tensor := getattr(self, name)) is not None:
-                moved[name] = tensor + offset
-        return replace(self, **moved)
-
-    def select(self, samples: slice | Sequence[int] | Tensor) -> "LogLikelihood":
-        """The result of some of the samples, by their places in this one."""
-        some = samples if isinstance(samples, slice | Tensor) else torch.tensor(list(samples))
-        each = {name: getattr(self, name) for name in _VARIABLES}
-        return replace(self, **{k: v[some] for k, v in each.items() if v is not None})
-
-    @staticmethod
-    def concatenate(parts: Sequence["LogLikelihood"]) -> "LogLikelihood":
-        """The results of the parts of a data set, by the same estimator, as one.
-
-        Parts of several models (training seeds, say) give a result whose ``model`` is empty, and
-        parts of which one does not know its samples a result that does not.
-
-        Raises:
-            ValueError: no parts, or parts of different estimators.
-        """
-        if not parts:
-            raise ValueError("Expected at least one part; got none.")
-        first = parts[0]
-        for name in _SETTLED:
-            values = {getattr(part, name) for part in parts}
-            if len(values) > 1:
-                raise ValueError(f"Expected parts with one {name}; got {sorted(map(str, values))}.")
-        names = [name for name in _VARIABLES if name not in _SAMPLES]
-        held = {tuple(n for n in names if getattr(part, n) is not None) for part in parts}
-        if len(held) > 1:
-            raise ValueError(f"Expected parts that hold the same; got {sorted(held)}.")
-        lines = (line for part in parts for line in part.remarks.splitlines())
-        joined: dict[str, Any] = {
-            "remarks": "\n".join(dict.fromkeys(lines)),
-            "unbiased_weights": all(part.unbiased_weights for part in parts),
-        }
-        if any(part.model != first.model for part in parts):
-            joined["model"] = ""
-        for name in _VARIABLES:
-            tensors = [getattr(part, name) for part in parts]
-            known = all(tensor is not None for tensor in tensors)
-            joined[name] = torch.cat(tensors) if known else None
-        return replace(first, **joined)
+class LogLikelihood(Estimates):
+    """log p_θ(x) of each sample; for the arguments and the statistics see ``Estimates``."""
 
     def to_dataset(self, **attributes: Any) -> Any:
         """An ``xarray.Dataset``: dimensions ``sample``, ``timestep`` and ``particle``."""
         import xarray
 
         data: dict[str, Any] = {}
-        for name, dimensions in _VARIABLES.items():
+        for name, axes in AXES.items():
             value = getattr(self, name)
             if value is not None:
-                data[_RENAMED.get(name, name)] = (dimensions, value.numpy())
+                data[_FILE_NAMES.get(name, name)] = (axes, value.numpy())
         coords = {} if self.timesteps is None else {"timestep": self.timesteps.double().numpy()}
-        held = {name: getattr(self, name) for name in _SCALARS} | {"units": "nats"}
-        held["unbiased_weights"] = int(self.unbiased_weights)  # netCDF has no bool
-        return xarray.Dataset(data, coords=coords, attrs=held | attributes)
+        scalars = {name: getattr(self, name) for name in _SCALARS} | {"units": "nats"}
+        scalars["unbiased_weights"] = int(self.unbiased_weights)  # netCDF has no bool
+        return xarray.Dataset(data, coords=coords, attrs=scalars | attributes)
 
     def to_inference_data(self, observed: Any = None, coords: Any = None, **attributes: Any) -> Any:
-        """For ArviZ; see ``pyrodiff.comparison.to_inference_data``."""
-        from pyrodiff.comparison import to_inference_data
-
+        """For ArviZ; see the function ``to_inference_data``."""
         return to_inference_data(self, observed, coords, **attributes)
 
     def save(self, path: str | Path, **attributes: Any) -> None:
@@ -332,7 +73,7 @@ def read_result(path: str | Path) -> tuple[LogLikelihood, dict[str, Any]]:
         ValueError: a result of another version, a damaged file, or none of ours.
     """
     variables, attributes = read_netcdf(Path(path))
-    attributes = _UNKNOWN | attributes
+    attributes = _DEFAULTS | attributes
     tensors = _read_tensors(variables, path)
     names = [*_SCALARS, "value", "std_error", "calls"]
     missing = [name for name in names if name not in attributes and name not in tensors]
@@ -352,17 +93,16 @@ def read_result(path: str | Path) -> tuple[LogLikelihood, dict[str, Any]]:
 def _read_tensors(variables: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
     """The tensors of a result, checked to be numbers of sizes that agree."""
     tensors, sizes = {}, dict[str, int]()
-    dimensions = _VARIABLES | {"timesteps": ("timestep",)}
-    for name, axes in dimensions.items():
-        key = _RENAMED.get(name, name)
+    for name, axes in (AXES | {"timesteps": ("timestep",)}).items():
+        key = _FILE_NAMES.get(name, name)
         if key not in variables:
             continue
         array = variables[key]
-        same = array.ndim == len(axes) and all(
+        fits = array.ndim == len(axes) and all(
             sizes.setdefault(axis, size) == size
             for axis, size in zip(axes, array.shape, strict=True)
         )
-        if not same or array.dtype not in _TYPES.get(name, _FLOATS):
+        if not fits or array.dtype not in (("int64",) if name in _INTEGERS else _FLOAT_TYPES):
             raise ValueError(
                 f"Expected a result in {path}; got {key!r} of shape {array.shape} and type "
                 f"{array.dtype}."

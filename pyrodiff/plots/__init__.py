@@ -1,26 +1,27 @@
-"""Figures; each function draws on given axes, or new ones, and returns them.
+"""Figures: each function draws on the axes passed to it, or on new ones, and returns them.
 
 samples_grid, samples_scatter           samples
-trajectory_strip, trajectory_points     samples on their way through the chain
+trajectory_strip, trajectory_points     their trajectories through the chain
 schedule, terms                         a chain: its noise, and the bound step by step
-bound_ladder, pareto_k                  how tight a bound is, and whether its weights are good
+bound_ladder, pareto_k                  how tight a bound is, and whether to trust its weights
 forest                                  models side by side, with errors
-density_map                             a density in two dimensions beside the truth
+density_map                             densities in two dimensions, side by side
 
-Functions of several panels take and return a list of axes.  Nothing global is touched: the figure
+Functions with several panels take and return a list of axes.  No global state changes: the figure
 of new axes is ``axes.figure``, and ``axes.figure.savefig(…)`` writes it.
 """
 
-from pyrodiff.plots.bounds import bound_ladder, ladder, pareto_k
 from pyrodiff.plots.chain import schedule, terms
 from pyrodiff.plots.density import density_map, map_points
-from pyrodiff.plots.models import forest
+from pyrodiff.plots.forests import forest
+from pyrodiff.plots.ladders import bound_ladder, ladder
 from pyrodiff.plots.samples import (
     samples_grid,
     samples_scatter,
     trajectory_points,
     trajectory_strip,
 )
+from pyrodiff.plots.weights import pareto_k
 
 __all__ = [
     "bound_ladder",

@@ -1,8 +1,8 @@
-"""Figures of a chain: its noise schedule, and what each of its steps costs in the bound."""
+"""Figures of a chain: its noise schedule, and the terms of its bound."""
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from pyrodiff.kernels import marginal_coefficients
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.plots.style import (
+    Axes,
     legend_above,
     named,
     new_axes,
@@ -25,7 +26,10 @@ __all__ = ["schedule", "terms"]
 
 
 class _Curve(NamedTuple):
-    """t, the mean L_t over samples and its standard error (NaN for one sample), (S,) each."""
+    """L_t of a result: t, the mean over samples and its standard error, (S,) each.
+
+    The error is NaN for one sample.
+    """
 
     label: str
     t: Tensor
@@ -33,29 +37,29 @@ class _Curve(NamedTuple):
     error: Tensor
 
 
-def terms(results: LogLikelihood | Mapping[str, LogLikelihood], axes: Any = None) -> Any:
+def terms(results: LogLikelihood | Mapping[str, LogLikelihood], axes: Axes = None) -> Axes:
     """L_t against t in nats, mean over samples with a band of two standard errors.
 
-    Both axes are logarithmic.  Where L_1 alone is not above zero, as the −log p(x_0 | x_1) of a
-    density may be, it stands in the legend; where others are not, it is drawn, and the axis is
-    linear around zero.
+    Both axes are logarithmic.  L_1, which may be negative where it is the −log p(x_0 | x_1) of a
+    density, stands in the legend if it is the only term that is not positive; otherwise it is
+    drawn, and the axis is linear around zero.
 
     Args:
         results: one, or several by name.
         axes: matplotlib axes, or None for new ones.
 
     Raises:
-        ValueError: a result that holds no terms; no result.
+        ValueError: no result, or one without terms.
     """
     several = isinstance(results, Mapping) and len(results) > 1
     curves = [_curve(*item) for item in named(results, "mean over samples").items()]
-    short = [_without_first(curve) for curve in curves]
-    if all(bool((curve.mean > 0).all()) for curve in short):
-        curves = short
+    shortened = [_without_first(curve) for curve in curves]
+    if all(bool((curve.mean > 0).all()) for curve in shortened):
+        curves = shortened
     axes = new_axes(axes, (6.5, 4))
     for index, (label, t, mean, error) in enumerate(curves):
         look = style(index)._asdict()
-        marks = {"markersize": 3.5, "markevery": _marked(t), "linewidth": 1.2}
+        marks = {"markersize": 3.5, "markevery": _marker_indices(t), "linewidth": 1.2}
         axes.plot(t.numpy(), mean.numpy(), label=label, **look, **marks)
         low, high = (mean - 2 * error).numpy(), (mean + 2 * error).numpy()
         band = {"color": look["color"], "alpha": 0.3, "linewidth": 0}
@@ -78,7 +82,7 @@ def _curve(name: str, result: LogLikelihood) -> _Curve:
 
 
 def _without_first(curve: _Curve) -> _Curve:
-    """The curve from t = 2 on, and L_1 in its label, where L_1 is not above zero."""
+    """The curve; if its L_1 is not positive, from t = 2 on with L_1 in the label."""
     if float(curve.mean[0]) > 0 or float(curve.t[0]) != 1 or len(curve.t) == 1:
         return curve
     first = plus_minus(float(curve.mean[0]), 2 * float(curve.error[0]))
@@ -86,15 +90,16 @@ def _without_first(curve: _Curve) -> _Curve:
     return _Curve(f"{curve.label}; $L_1$ = {first}, not drawn", *rest)
 
 
-def _marked(t: Tensor) -> list[int]:
-    """The places of some 25 points, evenly spread over log t."""
+def _marker_indices(t: Tensor) -> list[int]:
+    """The indices of some 25 points, evenly spread over log t."""
     logs = t.double().log()
-    wanted = torch.linspace(float(logs[0]), float(logs[-1]), 25, dtype=torch.float64)
-    places = torch.searchsorted(logs.contiguous(), wanted).clamp(max=len(t) - 1)
-    return sorted(set(places.tolist()))
+    grid = torch.linspace(float(logs[0]), float(logs[-1]), 25, dtype=torch.float64)
+    indices = torch.searchsorted(logs.contiguous(), grid).clamp(max=len(t) - 1)
+    return sorted(set(indices.tolist()))
 
 
-def _scales(axes: Any, values: Tensor) -> None:
+def _scales(axes: Axes, values: Tensor) -> None:
+    """Logarithmic axes, or a vertical one that is linear around zero for values below it."""
     axes.set_xscale("log")
     plain_ticks(axes.xaxis)
     positive = values[values > 0]
@@ -108,11 +113,11 @@ def _scales(axes: Any, values: Tensor) -> None:
 
 
 def schedule(
-    schedules: Schedule | Mapping[str, Schedule], axes: Iterable[Any] | None = None
-) -> list[Any]:
+    schedules: Schedule | Mapping[str, Schedule], axes: Iterable[Axes] | None = None
+) -> list[Axes]:
     """λ(u), and the scales α and σ of data and noise, against time u.
 
-    The ends u = 0 and 1, where λ may be infinite, are left out: u = (i + ½)/1000.
+    Times are u = (i + ½)/1000, without the ends 0 and 1, where λ may be infinite.
 
     Args:
         schedules: one, or several by name.
@@ -122,13 +127,13 @@ def schedule(
         The axes of λ and of the scales.
 
     Raises:
-        ValueError: no schedule; another number of axes.
+        ValueError: no schedule; another number of axes than two.
     """
-    several = named(schedules, type(schedules).__name__)
+    by_name = named(schedules, type(schedules).__name__)
     left, right = panels(axes, 2, (9.5, 3.8))
     u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    for index, (name, one) in enumerate(several.items()):
-        log_snr, look = one.log_snr(u).detach(), style(index)
+    for index, (name, curve) in enumerate(by_name.items()):
+        log_snr, look = curve.log_snr(u).detach(), style(index)
         marks = {"marker": look.marker, "markersize": 4.5, "color": look.color}
         marks["markevery"] = (40 + 30 * index, 120)
         left.plot(u.numpy(), log_snr.numpy(), label=name, linestyle=look.linestyle, **marks)

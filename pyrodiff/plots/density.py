@@ -1,12 +1,11 @@
 """Densities in two dimensions, side by side with the truth on one colour scale."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyrodiff.plots.style import panels
+from pyrodiff.plots.style import Axes, panels
 
 __all__ = ["density_map", "map_points"]
 
@@ -14,7 +13,7 @@ Limits = tuple[float, float, float, float]
 
 
 def map_points(limits: Limits, resolution: int = 100) -> Tensor:
-    """The middles of the cells of a map, shape (resolution², 2), float64.
+    """The centres of the cells of a map, shape (resolution², 2), float64.
 
     x runs fastest: ``log_p.reshape(resolution, resolution)`` has a row per y, the lowest first.
 
@@ -23,7 +22,7 @@ def map_points(limits: Limits, resolution: int = 100) -> Tensor:
         resolution: cells along each side.
 
     Raises:
-        ValueError: limits that hold no area, a resolution below 2.
+        ValueError: limits that enclose no area, a resolution below 2.
     """
     left, right, bottom, top = limits
     if not (left < right and bottom < top) or resolution < 2:
@@ -31,9 +30,9 @@ def map_points(limits: Limits, resolution: int = 100) -> Tensor:
             "Expected limits (x from, x to, y from, y to) that rise, and resolution >= 2; "
             f"got {limits} and {resolution}."
         )
-    middles = (torch.arange(resolution, dtype=torch.float64) + 0.5) / resolution
+    centres = (torch.arange(resolution, dtype=torch.float64) + 0.5) / resolution
     y, x = torch.meshgrid(
-        bottom + (top - bottom) * middles, left + (right - left) * middles, indexing="ij"
+        bottom + (top - bottom) * centres, left + (right - left) * centres, indexing="ij"
     )
     return torch.stack([x, y], -1).reshape(-1, 2)
 
@@ -42,8 +41,8 @@ def density_map(
     log_probs: Mapping[str, Callable[[Tensor], Tensor] | Tensor],
     limits: Limits,
     resolution: int = 100,
-    axes: Iterable[Any] | None = None,
-) -> list[Any]:
+    axes: Iterable[Axes] | None = None,
+) -> list[Axes]:
     """p(x) over a rectangle, a panel per density, all on the same colour scale from 0.
 
     Args:
@@ -57,8 +56,8 @@ def density_map(
         The axes, one per density.
 
     Raises:
-        ValueError: no density, values of another shape, infinite or NaN; limits that hold no area;
-            another number of axes.
+        ValueError: no density; values of another shape, infinite or NaN; limits that enclose no
+            area; another number of axes than of densities.
     """
     points = map_points(limits, resolution)
     if not log_probs:

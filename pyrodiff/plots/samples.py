@@ -1,4 +1,4 @@
-"""Samples and the paths that lead to them: x_0, x_1, …, x_T as images or as points."""
+"""Samples x_0, and trajectories x_0, x_1, …, x_T, as images or as points."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrodiff.plots.style import BLUE, ORANGE, colour_wheel, legend_above, new_axes, panels
+from pyrodiff.plots.style import BLUE, ORANGE, Axes, colour_wheel, legend_above, new_axes, panels
 
 __all__ = ["samples_grid", "samples_scatter", "trajectory_points", "trajectory_strip"]
 
@@ -15,7 +15,7 @@ _DIRECTIONS = ("forward", "reverse")
 
 
 def _canvas(images: Tensor, columns: int, pad: int, low: float, high: float) -> Tensor:
-    """Images (N, C, H, W) row by row on white, (rows, columns, C) in pixels, from 0 to 1."""
+    """Images (N, C, H, W) row by row on white, (height, width, C) in pixels, from 0 to 1."""
     n, channels, height, width = images.shape
     rows = math.ceil(n / columns)
     canvas = torch.ones(rows * (height + pad) + pad, columns * (width + pad) + pad, channels)
@@ -27,7 +27,7 @@ def _canvas(images: Tensor, columns: int, pad: int, low: float, high: float) -> 
     return canvas.expand(-1, -1, 3) if channels == 1 else canvas
 
 
-def samples_grid(images: Tensor, axes: Any = None, low: float = -1.0, high: float = 1.0) -> Any:
+def samples_grid(images: Tensor, axes: Axes = None, low: float = -1.0, high: float = 1.0) -> Axes:
     """A square grid of images.
 
     Args:
@@ -48,27 +48,28 @@ def samples_grid(images: Tensor, axes: Any = None, low: float = -1.0, high: floa
     return axes
 
 
-def _second(values: Tensor) -> Tensor:
+def _second_dimension(values: Tensor) -> Tensor:
+    """The second column, or zeros where there is one only."""
     return values[:, 1] if values.shape[1] > 1 else torch.zeros(len(values))
 
 
-def samples_scatter(samples: Tensor, data: Tensor | None = None, axes: Any = None) -> Any:
-    """The first two dimensions of samples as points, over those of the data where given."""
+def samples_scatter(samples: Tensor, data: Tensor | None = None, axes: Axes = None) -> Axes:
+    """The first two dimensions of samples as points, over those of ``data`` unless it is None."""
     flat = samples.detach().flatten(1).cpu()
     axes = new_axes(axes, (5.5, 5))
     look: dict[str, Any] = {"s": 8, "alpha": 0.6, "linewidths": 0}
     if data is not None:
         points = data.detach().flatten(1).cpu()[: 4 * len(flat)]
-        axes.scatter(points[:, 0], _second(points), color=ORANGE, label="data", **look)
-    axes.scatter(flat[:, 0], _second(flat), color=BLUE, label="samples", **look)
+        axes.scatter(points[:, 0], _second_dimension(points), color=ORANGE, label="data", **look)
+    axes.scatter(flat[:, 0], _second_dimension(flat), color=BLUE, label="samples", **look)
     axes.set_xlabel("dimension 1")
     axes.set_ylabel("dimension 2" if flat.shape[1] > 1 else "")
     legend_above(axes, 2)
     return axes
 
 
-def _chosen(trajectory: Tensor, timesteps: Sequence[int] | None, direction: str) -> list[int]:
-    """The t that are shown, in the order of the direction; by default eight, evenly spaced."""
+def _timesteps(trajectory: Tensor, timesteps: Sequence[int] | None, direction: str) -> list[int]:
+    """The timesteps to draw, in the order of the direction; by default eight, evenly spaced."""
     if direction not in _DIRECTIONS:
         raise ValueError(f"Expected direction to be one of {_DIRECTIONS}; got {direction!r}.")
     last = len(trajectory) - 1
@@ -87,19 +88,19 @@ def trajectory_strip(
     timesteps: Sequence[int] | None = None,
     *,
     direction: str = "forward",
-    axes: Any = None,
+    axes: Axes = None,
     low: float = -1.0,
     high: float = 1.0,
-) -> Any:
-    """Images on their way through the chain: a row per sample, a column per t.
+) -> Axes:
+    """Trajectories of images through the chain: a row per sample, a column per t.
 
     Args:
         trajectory: x_0 … x_T, shape (T + 1, N, C, H, W), C = 1 or 3, as
             ``reverse.sample(n, trajectory=True)`` gives it.
-        timesteps: which t are shown; default eight of them, evenly spaced.
+        timesteps: the t to draw; default eight, evenly spaced.
         direction: ``"forward"``, from the data on the left to noise, or ``"reverse"``.
         axes: matplotlib axes, or None for new ones.
-        low, high: the values that are black and white; what lies beyond is drawn as these.
+        low, high: the values drawn black and white; values beyond them are clipped.
 
     Raises:
         ValueError: a trajectory of another shape, an unknown direction, a t not in 0 … T.
@@ -107,7 +108,7 @@ def trajectory_strip(
     if trajectory.dim() != 5 or trajectory.shape[2] not in (1, 3) or 0 in trajectory.shape:
         shape = tuple(trajectory.shape)
         raise ValueError(f"Expected a trajectory (T + 1, N, 1 or 3, H, W); got shape {shape}.")
-    chosen = _chosen(trajectory, timesteps, direction)
+    chosen = _timesteps(trajectory, timesteps, direction)
     _, n, _, height, width = trajectory.shape
     pad, columns = max(1, height // 8), len(chosen)
     images = trajectory[chosen].transpose(0, 1).flatten(0, 1)  # (n · columns, C, H, W)
@@ -129,16 +130,16 @@ def trajectory_points(
     timesteps: Sequence[int] | None = None,
     *,
     direction: str = "forward",
-    axes: Iterable[Any] | None = None,
-) -> list[Any]:
-    """The first two dimensions of points on their way through the chain, a panel per t.
+    axes: Iterable[Axes] | None = None,
+) -> list[Axes]:
+    """Trajectories of points through the chain, their first two dimensions, a panel per t.
 
-    The colour of a point tells the angle at which its x_0 lies, seen from the middle of them all:
-    it stays the same on all panels, so that one sees where points come from.
+    The colour of a point is the angle of its x_0 around the mean of all x_0.  It is the same on
+    every panel, so that one sees where each point comes from.
 
     Args:
         trajectory: x_0 … x_T, shape (T + 1, N, d), d ≥ 2.
-        timesteps: which t are shown; default eight of them, evenly spaced.
+        timesteps: the t to draw; default eight, evenly spaced.
         direction: ``"forward"``, from the data on the left to noise, or ``"reverse"``.
         axes: matplotlib axes, one per t, or None for new ones.
 
@@ -147,28 +148,21 @@ def trajectory_points(
 
     Raises:
         ValueError: a trajectory of another shape, an unknown direction, a t not in 0 … T, another
-            number of axes.
+            number of axes than of panels.
     """
     if trajectory.dim() != 3 or trajectory.shape[2] < 2 or 0 in trajectory.shape:
         shape = tuple(trajectory.shape)
         raise ValueError(f"Expected a trajectory (T + 1, N, d >= 2); got shape {shape}.")
-    chosen = _chosen(trajectory, timesteps, direction)
+    chosen = _timesteps(trajectory, timesteps, direction)
     points = trajectory[chosen, :, :2].detach().double().cpu()
     origin = trajectory[0, :, :2].detach().double().cpu()
     x, y = (origin - origin.mean(0)).unbind(1)
+    look: dict[str, Any] = {"c": torch.atan2(y, x), "cmap": colour_wheel(), "s": 6, "alpha": 0.7}
+    look |= {"vmin": -math.pi, "vmax": math.pi, "linewidths": 0}
     size, bound = 1.7, 1.05 * float(points.abs().max())
     drawn = panels(axes, len(chosen), (size * len(chosen), size + 0.3))
     for panel, t, cloud in zip(drawn, chosen, points, strict=True):
-        panel.scatter(
-            *cloud.T,
-            c=torch.atan2(y, x),
-            cmap=colour_wheel(),
-            vmin=-math.pi,
-            vmax=math.pi,
-            s=6,
-            alpha=0.7,
-            linewidths=0,
-        )
+        panel.scatter(*cloud.T, **look)
         panel.set(xlim=(-bound, bound), ylim=(-bound, bound), xticks=[], yticks=[])
         panel.set_aspect("equal")
         panel.set_title(f"$t={t}$", fontsize="medium")

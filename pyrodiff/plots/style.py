@@ -1,16 +1,17 @@
 """What all figures share: axes, a palette, and how results are named.
 
 Colours are from the Okabe–Ito palette, which colour-blind readers can tell apart; markers and line
-styles change with them, so that a print in black and white can be read as well.
+styles change with them, so that a print in black and white is readable too.
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 __all__ = [
     "BLUE",
     "ORANGE",
+    "Axes",
     "Style",
     "colour_wheel",
     "decimals",
@@ -31,6 +32,9 @@ _LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 Value = TypeVar("Value")
 
+Axes: TypeAlias = Any
+"""Axes of matplotlib, which is imported only when something is drawn."""
+
 
 class Style(NamedTuple):
     """The look of one of several series."""
@@ -50,20 +54,25 @@ def style(index: int) -> Style:
 
 
 def colour_wheel() -> Any:
-    """A colour map for angles, through the palette and back, with nothing too light to be seen."""
+    """A cyclic colour map for angles, from the palette, without colours too light to see."""
     from matplotlib.colors import LinearSegmentedColormap
 
     around = [_COLOURS[i] for i in (0, 2, 4, 1, 3, 0)]
     return LinearSegmentedColormap.from_list("wheel", around)
 
 
-def new_axes(axes: Any, size: tuple[float, float]) -> Any:
-    """The axes given, or new ones on a figure of ``size`` inches."""
+def new_axes(axes: Axes, size: tuple[float, float]) -> Axes:
+    """``axes``, or where they are None new ones on a figure of ``size`` inches."""
     return panels(None if axes is None else [axes], 1, size)[0]
 
 
-def panels(axes: Iterable[Any] | None, columns: int, size: tuple[float, float]) -> list[Any]:
-    """The axes given, one per panel, or new ones side by side on a figure of ``size`` inches.
+def panels(axes: Iterable[Axes] | None, columns: int, size: tuple[float, float]) -> list[Axes]:
+    """``axes``, one per panel, or where they are None new ones side by side.
+
+    Args:
+        axes: matplotlib axes or None.
+        columns: how many panels.
+        size: of a new figure, in inches.
 
     Raises:
         ValueError: another number of axes than of panels.
@@ -80,7 +89,7 @@ def panels(axes: Iterable[Any] | None, columns: int, size: tuple[float, float]) 
 
 
 def plain_ticks(axis: Any) -> None:
-    """Label a logarithmic axis with 1, 2, 5, 10, … rather than with powers."""
+    """Label a logarithmic axis with 1, 2, 5, 10, … instead of powers."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -89,33 +98,33 @@ def plain_ticks(axis: Any) -> None:
 
 
 def decimals(error: float) -> int:
-    """Places after the point that show two digits of an error, which is finite and above zero."""
+    """Decimals that show two significant digits of a positive, finite error."""
     return max(0, 1 - math.floor(math.log10(error)))
 
 
 def plus_minus(value: float, error: float) -> str:
-    """A value and its error, to two digits of the latter; the value alone where it has none."""
+    """A value and its error to two significant digits of the error, or the value alone."""
     if not math.isfinite(error) or error <= 0:
         return f"{value:.4g}".replace("-", "−")
     digits = decimals(error)
     return f"{value:.{digits}f} ± {error:.{digits}f}".replace("-", "−")
 
 
-def legend_above(axes: Any, columns: int = 4, **options: Any) -> None:
-    """The legend above the axes: inside it would lie on the data."""
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": columns}
-    axes.legend(frameon=False, **place, **options)
+def legend_above(axes: Axes, columns: int = 4, **options: Any) -> None:
+    """The legend above the axes, where it hides no data; ``options`` as of ``axes.legend``."""
+    position = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": columns}
+    axes.legend(frameon=False, **position, **options)
 
 
-def show_legend(axes: Any, title: str | None = None) -> None:
-    """The legend, inside the axes if it is short and beside them if it would lie on the data."""
-    several = len(axes.get_legend_handles_labels()[1]) > 4
-    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if several else {}
-    axes.legend(frameon=False, title=title, **place)
+def show_legend(axes: Axes, title: str | None = None) -> None:
+    """The legend: inside the axes up to four entries, beside them where it has more."""
+    long = len(axes.get_legend_handles_labels()[1]) > 4
+    position = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if long else {}
+    axes.legend(frameon=False, title=title, **position)
 
 
 def named(values: Mapping[str, Value] | Value, default: str) -> dict[str, Value]:
-    """One or several values by name; a single one is called ``default``.
+    """Values by name; a single value gets the name ``default``.
 
     Raises:
         ValueError: an empty mapping.

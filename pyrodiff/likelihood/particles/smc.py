@@ -28,8 +28,8 @@ from torch import Tensor
 from pyrodiff.chains import ReverseChain
 from pyrodiff.denoisers import Prediction
 from pyrodiff.finite import NOTHING_FAILED
-from pyrodiff.likelihood.paths.importance import log_mean_exp
 from pyrodiff.likelihood.paths.weights import Move, predict
+from pyrodiff.likelihood.statistics import log_mean_exp
 from pyrodiff.streams import NoiseStreams
 
 __all__ = ["ParticleFilter", "Population", "Potential", "Proposal", "eve_weights", "systematic"]

@@ -19,13 +19,9 @@ from pyrodiff.checks import check_count
 from pyrodiff.likelihood.estimator import Batch, Estimator
 from pyrodiff.likelihood.paths.weights import path_weights
 from pyrodiff.likelihood.result import LogLikelihood
-from pyrodiff.likelihood.statistics import (
-    log_mean_exp,
-    log_mean_of_weights,
-    weights_std_error,
-)
+from pyrodiff.likelihood.statistics import log_mean_of_weights
 
-__all__ = ["ImportanceBound", "log_mean_exp", "weights_std_error"]
+__all__ = ["ImportanceBound"]
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ from pyrodiff.checks import check_count
 from pyrodiff.finite import NOTHING_FAILED, Failures, check_finite, failed_at
 from pyrodiff.likelihood.estimator import Batch, noise_seed
 from pyrodiff.likelihood.paths.weights import Move, path_weights
-from pyrodiff.likelihood.result import Kind, LogLikelihood, Mean, sample_checksums
+from pyrodiff.likelihood.result import Kind, LogLikelihood, Mean
+from pyrodiff.likelihood.samples import sample_checksums
 from pyrodiff.likelihood.statistics import Summary, log_mean_exp, log_mean_of_weights
 from pyrodiff.networks.modes import evaluation_mode
 from pyrodiff.serialization import fingerprint

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pyrodiff import plots
 from pyrodiff.comparison import Comparison
 from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.result import FEWEST_WEIGHTS
+from pyrodiff.likelihood.estimates import FEWEST_WEIGHTS
 
 __all__ = ["Figure", "draw_figures"]
 

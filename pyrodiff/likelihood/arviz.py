@@ -13,7 +13,7 @@ elpd = Σ_i log p(x_i) (``to_elpd``), for which nothing has to be left out.
                      log_density (chain, draw, sample), of which exp may be averaged over models
     observed_data    x_0 (sample, …)
 
-Exp of noisy values is averaged only where that is right (``pyrodiff.comparison.densities``); the
+Exp of noisy values is averaged only where that is right (``pyrodiff.likelihood.densities``); the
 attribute ``noise`` says why.
 """
 
@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrodiff.comparison.densities import as_densities, is_noisy
-from pyrodiff.comparison.evaluated import same_model
-from pyrodiff.comparison.samples import check_samples
-from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.paths.importance import log_mean_exp
+from pyrodiff._version import __version__
+from pyrodiff.likelihood.densities import as_densities, is_noisy
+from pyrodiff.likelihood.estimates import Estimates
+from pyrodiff.likelihood.samples import check_samples, same_model
+from pyrodiff.likelihood.statistics import log_mean_exp
 
 __all__ = ["to_elpd", "to_inference_data"]
 
@@ -43,14 +43,14 @@ _REASON = (
 )
 
 
-def _results(results: Any) -> list[LogLikelihood]:
+def _results(results: Any) -> list[Estimates]:
     """One result per model, or ValueError."""
-    several = [results] if isinstance(results, LogLikelihood) else results
+    several = [results] if isinstance(results, Estimates) else results
     if not isinstance(several, Sequence) or isinstance(several, str):
         raise ValueError(
             f"Expected a LogLikelihood or a list of them; got {_named(results)}. {_REASON}."
         )
-    wrong = [each for each in several if not isinstance(each, LogLikelihood)]
+    wrong = [each for each in several if not isinstance(each, Estimates)]
     if wrong or not several:
         got = _named(wrong[0]) if wrong else "none"
         raise ValueError(f"Expected LogLikelihoods, one per trained model; got {got}. {_REASON}.")
@@ -68,7 +68,7 @@ def _named(value: Any) -> str:
     return type(value).__name__ + shape
 
 
-def _check_draws(results: Sequence[LogLikelihood]) -> None:
+def _check_draws(results: Sequence[Estimates]) -> None:
     """Refuse evaluations of one model, the same or with other noise.
 
     Their values don't tell them from those of several models: with common noise these may differ
@@ -83,10 +83,8 @@ def _check_draws(results: Sequence[LogLikelihood]) -> None:
                 )
 
 
-def _attributes(results: Sequence[LogLikelihood], more: Mapping[str, Any]) -> dict[str, Any]:
+def _attributes(results: Sequence[Estimates], more: Mapping[str, Any]) -> dict[str, Any]:
     """Where the values come from, in types that netCDF holds."""
-    import pyrodiff
-
     first = results[0]
     held: dict[str, Any] = {name: getattr(first, name) for name in _PROVENANCE}
     estimators = list(dict.fromkeys(result.estimator for result in results))
@@ -94,11 +92,11 @@ def _attributes(results: Sequence[LogLikelihood], more: Mapping[str, Any]) -> di
     held["model"] = "; ".join(result.model for result in results if result.model)
     held["shared_calls"] = sum(result.shared_calls for result in results)
     held["network_calls_per_sample"] = sum(r.network_evaluations for r in results) / len(results)
-    library = {"inference_library": "pyrodiff", "inference_library_version": pyrodiff.__version__}
+    library = {"inference_library": "pyrodiff", "inference_library_version": __version__}
     return held | library | {"units": "nats"} | {k: v for k, v in more.items() if v is not None}
 
 
-def _stacked(results: Sequence[LogLikelihood], name: str) -> np.ndarray | None:
+def _stacked(results: Sequence[Estimates], name: str) -> np.ndarray | None:
     """An attribute that all have, (N, …) of one result and (1, S, N, …) of several."""
     held = [getattr(result, name) for result in results]
     if any(each is None for each in held) or len({tuple(each.shape) for each in held}) > 1:
@@ -108,7 +106,7 @@ def _stacked(results: Sequence[LogLikelihood], name: str) -> np.ndarray | None:
     return torch.stack(held).unsqueeze(0).detach().cpu().numpy()
 
 
-def _one_grid(results: Sequence[LogLikelihood]) -> bool:
+def _one_grid(results: Sequence[Estimates]) -> bool:
     """Whether the terms of all results belong to the same timesteps."""
     grids = [result.timesteps for result in results]
     first = grids[0]
@@ -117,7 +115,7 @@ def _one_grid(results: Sequence[LogLikelihood]) -> bool:
     return all(each is not None and torch.equal(each, first) for each in grids)
 
 
-def _held_out(results: Sequence[LogLikelihood], coords: Mapping[str, Any]) -> Any:
+def _held_out(results: Sequence[Estimates], coords: Mapping[str, Any]) -> Any:
     import xarray
 
     draws = _DRAWS if len(results) > 1 else ()

@@ -24,15 +24,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.likelihood.paths.importance import log_mean_exp
+from pyrodiff.likelihood.estimates import Estimates
+from pyrodiff.likelihood.statistics import log_mean_exp
 
 __all__ = ["SHARE", "as_densities", "excess", "is_noisy", "total_error"]
 
 SHARE = 0.1  # of the standard error of a score, up to which what noise adds to it is negligible
 
 
-def excess(result: LogLikelihood) -> float:
+def excess(result: Estimates) -> float:
     """Σ_i σ_i²/2, nats: what normal noise adds at most to a sum of logs of means; NaN: unknown."""
     return float(result.std_error.double().square().sum()) / 2
 
@@ -42,14 +42,14 @@ def total_error(score: Tensor) -> float:
     return math.sqrt(len(score)) * float(score.double().std()) if len(score) > 1 else math.nan
 
 
-def is_noisy(result: LogLikelihood) -> bool:
+def is_noisy(result: Estimates) -> bool:
     """Whether a mixture of such models would gain from their noise alone."""
     if not bool((result.std_error != 0).any()):
         return False
     return not excess(result) <= SHARE * total_error(result.value)
 
 
-def _weights(result: LogLikelihood) -> Tensor | None:
+def _weights(result: Estimates) -> Tensor | None:
     """log w of independent paths from the guide, (N, K), or None."""
     log_w = result.log_weights
     if log_w is None or result.kind == "upper bound" or not bool(log_w.isfinite().all()):
@@ -57,7 +57,7 @@ def _weights(result: LogLikelihood) -> Tensor | None:
     return log_w.double()
 
 
-def as_densities(results: Sequence[LogLikelihood], use: str) -> tuple[Tensor, str]:
+def as_densities(results: Sequence[Estimates], use: str) -> tuple[Tensor, str]:
     """log p of each model, shape (S, N), float64, and what was done about noise.
 
     Args:

@@ -1,26 +1,53 @@
-"""Results are paired only where they are of the same samples, in the same order.
+"""Whose values these are, and of which samples: results are compared only where both are known.
 
-A result of an estimator knows its samples by a checksum of each and of its context, and by their
-indices in the data set.  One made by hand or read from an older file may know neither; it is then
-taken at its word, and that is said.
+Every result of an estimator identifies its samples by a checksum of each (with its context) and by
+their indices in the data set, and its model by a checksum.  A result made by hand, or read from an
+older file, may have neither; its samples are then assumed to be the same, and a note says so.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from pyrodiff.likelihood import LogLikelihood
+from pyrodiff.likelihood.estimates import Estimates
 
-__all__ = ["check_samples"]
+__all__ = ["check_samples", "same_model", "sample_checksums"]
 
 _WHAT = {"checksums": "data", "indices": "indices"}
 
 
-def check_samples(results: Sequence[tuple[str, LogLikelihood]]) -> tuple[str, ...]:
-    """Notes on what is not known of the samples.
+def sample_checksums(x_0: Tensor, context: Tensor | None = None) -> Tensor:
+    """A checksum of each sample and its context, int64, shape (N,).
+
+    Taken of the values as float32, so that models of different precision agree on their samples.
 
     Args:
-        results: with the name of the model or the place in a list that each belongs to.
+        x_0: shape (N, …), in the units of the model.
+        context: shape (N, …) or None.
+    """
+    parts = [x_0] if context is None else [x_0, context]
+    rows = [(part.detach().cpu().float() + 0.0).contiguous().numpy() for part in parts]  # no −0
+    digests = [
+        hashlib.blake2b(b"".join(row[i].tobytes() for row in rows), digest_size=8).digest()
+        for i in range(len(x_0))
+    ]
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
+
+
+def same_model(one: Estimates, other: Estimates) -> bool:
+    """Whether both are of one trained model; by their values where a checksum is missing."""
+    if one.model and other.model:
+        return one.model == other.model
+    return torch.equal(one.value, other.value)
+
+
+def check_samples(results: Sequence[tuple[str, Estimates]]) -> tuple[str, ...]:
+    """Check that results are of the same samples; return notes on what cannot be checked.
+
+    Args:
+        results: each with a name for messages: its model's, or its position in a list.
 
     Raises:
         ValueError: results of different samples.
@@ -46,7 +73,7 @@ def check_samples(results: Sequence[tuple[str, LogLikelihood]]) -> tuple[str, ..
     )
 
 
-def _check_pair(one: tuple[str, LogLikelihood], other: tuple[str, LogLikelihood]) -> None:
+def _check_pair(one: tuple[str, Estimates], other: tuple[str, Estimates]) -> None:
     for name, what in _WHAT.items():
         first, second = getattr(one[1], name), getattr(other[1], name)
         if first is None or second is None:
@@ -68,7 +95,7 @@ def _check_pair(one: tuple[str, LogLikelihood], other: tuple[str, LogLikelihood]
         )
 
 
-def _indices(one: LogLikelihood, other: LogLikelihood, place: int) -> str:
+def _indices(one: Estimates, other: Estimates, place: int) -> str:
     if one.indices is None or other.indices is None:
         return ""
     return f" (indices {int(one.indices[place])} and {int(other.indices[place])})"

@@ -1,27 +1,26 @@
-"""What a comparison of several models holds: figures, a table, lines to read, plain exports."""
+"""The outcome of a comparison: figures, a table, sentences, plain exports."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
-from pyrodiff.comparison.paired import Difference
-from pyrodiff.comparison.verdict import sentence
+from pyrodiff.comparison.difference import Difference, sentence
 
 __all__ = ["Comparison", "Summary"]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One model.
+    """The mean of one model.
 
     Args:
         value: the mean over samples and training seeds, nats.
-        std_error: of it: between samples, and between seeds where there are several.
+        std_error: of the mean: between samples, and between seeds where there are several.
         monte_carlo: the part of it that more network calls would remove.
         kind: lower bound, upper bound or estimate.
         seeds: training seeds, S.
         calls: network calls per sample and seed.
-        gap: what a lower bound lacks at most, by its trend in K, nats; NaN where unknown.
+        gap: the most that a lower bound lacks, by its trend in K, nats; NaN where unknown.
     """
 
     value: float
@@ -35,15 +34,15 @@ class Summary:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Models beside each other, and each one's difference from the reference.
+    """Models side by side, and the difference of each from the reference.
 
     Args:
         models: by name, best first.
         reference: the name of the model that the others are compared with.
         differences: of the others, model minus reference, in the order of ``models``.
         samples: N.
-        level: of the intervals, all together.
-        notes: what a reader must know of the errors.
+        level: of all intervals together.
+        notes: what a reader has to know about the errors.
     """
 
     models: dict[str, Summary]
@@ -54,10 +53,10 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Difference:
-        for found in self.differences:
-            if found.model == name:
-                return found
-        names = [found.model for found in self.differences]
+        for difference in self.differences:
+            if difference.model == name:
+                return difference
+        names = [difference.model for difference in self.differences]
         raise KeyError(f"Expected one of {names}; got {name!r}.")
 
     @property
@@ -69,10 +68,12 @@ class Comparison:
         """A ``pandas.DataFrame``, one row per model."""
         import pandas
 
-        rows: dict[str, dict[str, Any]] = {name: vars(row) for name, row in self.models.items()}
-        for found in self.differences:
-            more = {f"difference_{key}": value for key, value in _exported(found).items()}
-            rows[found.model] = rows[found.model] | more
+        rows: dict[str, dict[str, Any]] = {
+            name: dict(vars(summary)) for name, summary in self.models.items()
+        }
+        for difference in self.differences:
+            figures = {f"difference_{k}": value for k, value in _exported(difference).items()}
+            rows[difference.model] |= figures
         return pandas.DataFrame.from_dict(rows, orient="index")
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,8 +82,8 @@ class Comparison:
             "reference": self.reference,
             "samples": self.samples,
             "level": self.level,
-            "models": {name: _plain(vars(row)) for name, row in self.models.items()},
-            "differences": {found.model: _plain(_exported(found)) for found in self.differences},
+            "models": {name: _plain(vars(summary)) for name, summary in self.models.items()},
+            "differences": {each.model: _plain(_exported(each)) for each in self.differences},
             "notes": list(self.notes),
         }
 
@@ -102,13 +103,13 @@ class Comparison:
         table = Table(title=f"{self.samples} samples, nats per sample", box=SIMPLE)
         table.add_column("model")
         interval = f"{100 * self.level:g} % interval"
-        other = f"minus {escape(self.reference)}"
-        for name in ("mean ± error", other, "Monte Carlo", interval):
-            table.add_column(name, justify="right")
-        found = {each.model: each for each in self.differences}
+        minus = f"minus {escape(self.reference)}"
+        for heading in ("mean ± error", minus, "Monte Carlo", interval):
+            table.add_column(heading, justify="right")
+        differences = {difference.model: difference for difference in self.differences}
         for name, model in self.models.items():
             label = f"{escape(name)}\n[dim]{model.kind}[/dim]"
-            table.add_row(label, *_cells(model, found.get(name)))
+            table.add_row(label, *_cells(model, differences.get(name)))
         return Group(table, *map(escape, [*self.verdicts, *self.notes]))
 
 
@@ -124,28 +125,32 @@ _EXPORTED = (
     "high",
     "probability",
     "status",
+    "variance_reduction",
+    "verdict",
 )
 
 
-def _exported(found: Difference) -> dict[str, Any]:
-    names = (*_EXPORTED, "variance_reduction", "verdict")
-    return {name: getattr(found, name) for name in names} | {"advice": str(found.advice)}
+def _exported(difference: Difference) -> dict[str, Any]:
+    """The figures and sentences of a difference, by name."""
+    figures = {name: getattr(difference, name) for name in _EXPORTED}
+    return figures | {"advice": str(difference.advice)}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Without NaN and infinity, which JSON does not know."""
+    """Without NaN and infinity, which JSON does not have."""
     unknown = {k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
     return {key: None if key in unknown else value for key, value in values.items()}
 
 
-def _cells(model: Summary, found: Difference | None) -> tuple[str, ...]:
+def _cells(model: Summary, difference: Difference | None) -> tuple[str, ...]:
+    """The row of a model in the table; ``difference`` is None for the reference."""
     mean = f"{model.value:.3f} ± {model.std_error:.2g}"
-    if found is None:
+    if difference is None:
         return mean, "reference", "", ""
-    known = not math.isnan(found.monte_carlo)
+    unknown = math.isnan(difference.monte_carlo)
     return (
         mean,
-        f"{found.value:+.3f} ± {found.std_error:.2g}",
-        f"{found.monte_carlo:.2g}" if known else "unknown",
-        f"{found.low:.3f} to {found.high:.3f}",
+        f"{difference.value:+.3f} ± {difference.std_error:.2g}",
+        "unknown" if unknown else f"{difference.monte_carlo:.2g}",
+        f"{difference.low:.3f} to {difference.high:.3f}",
     )
