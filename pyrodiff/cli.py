@@ -64,7 +64,7 @@ class _PlainConfig(ActionConfigFile):
         if not isinstance(settings, dict):
             raise ValueError(f"Expected settings by name in {values}; got {short(settings)}.")
         settings = present_names(settings)
-        options = parser.get_defaults().keys() - {"config"}
+        options = set(parser.get_defaults().keys()) - {"config"}
         if unknown := sorted(settings.keys() - options):
             raise ValueError(
                 f"Expected names of options in {values}; got unknown {short(unknown[0])}."

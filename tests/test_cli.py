@@ -222,6 +222,16 @@ def test_numbers_of_a_config_file_are_read_as_on_the_command_line(tmp_path: Path
     assert options.learning_rate == 0.001 and options.seed == 5
 
 
+def test_printed_configuration_is_read_again(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "moons", "--width", "8", "--print-config"])
+    assert not end.value.code
+    path = tmp_path / "settings.yaml"
+    path.write_text(capsys.readouterr().out)
+    options = make_parser().parse_args(["fit", "--config", str(path)]).fit
+    assert options.width == 8 and options.calls == 128
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

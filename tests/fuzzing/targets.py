@@ -388,9 +388,9 @@ def _read_options(folder: Path) -> None:
 
     try:
         options = make_parser().parse_args(["fit", "--config", str(_file(folder))]).fit
-    except SystemExit as end:  # the parser has said what it did not like
+    except SystemExit as end:
         assert end.code == 2
-        return
+        raise OSError("refused by the parser, which has said why") from end
     settings = recipe(settings_of(FitSettings, options), image=False, levels=None)
     assert settings.steps and isinstance(options.data, str)
 
