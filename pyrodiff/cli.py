@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
-import pyrodiff
 from pyrodiff import runs
+from pyrodiff._version import __version__
 from pyrodiff.checks import short
 from pyrodiff.runs.choices import FORMER_NAMES, present_names
 from pyrodiff.runs.settings import FLAGS, ComparisonSettings, EvaluationSettings, FitSettings
@@ -170,7 +170,7 @@ def make_parser() -> ArgumentParser:
         prog="pyrodiff",
         formatter_class=_Formatter,
         description="Variational diffusion models as Pyro programs.",
-        version=pyrodiff.__version__,
+        version=__version__,
         allow_abbrev=False,  # nor do the commands
     )
     commands = parser.add_subcommands(required=True, dest="command")

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import pyrodiff
 from pyrodiff import serialization
+from pyrodiff._version import __version__
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import Estimator, LogLikelihood, Pilot
 from pyrodiff.likelihood.particles.twists import MarginalTwist
@@ -77,7 +77,7 @@ class Evaluation:
         x_0, context = self.samples()
         contents = [x_0.numpy().tobytes(), b"" if context is None else context.numpy().tobytes()]
         return self.settings.to_dict() | {
-            "pyrodiff": pyrodiff.__version__,
+            "pyrodiff": __version__,
             "data": self.dataset.name,
             "samples": len(x_0),
             "samples_checksum": checksum(*contents),

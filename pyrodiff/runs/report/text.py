@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pyro
 import torch
 
-import pyrodiff
+from pyrodiff._version import __version__
 from pyrodiff.comparison import Comparison, Difference
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import LogLikelihood
@@ -224,7 +224,7 @@ def _origin(model: Model, report: Report) -> str:
 
 def _versions() -> str:
     return (
-        f"pyrodiff {pyrodiff.__version__}, torch {torch.__version__}, "
+        f"pyrodiff {__version__}, torch {torch.__version__}, "
         f"Pyro {pyro.__version__}, Python {platform.python_version()}"
     )
 
