@@ -47,7 +47,7 @@ from pyrodiff.likelihood import Pilot, TermwiseBound
 from pyrodiff.likelihood.termwise import pilot as pilot_module
 from pyrodiff.likelihood.termwise.controls import Controls, Prepared
 from pyrodiff.objectives import variational_term
-from pyrodiff.runs.evaluation import load_model
+from pyrodiff.runs.build import load_model
 from pyrodiff.serialization import read_config
 
 BUDGETS = (32, 64, 128, 256)

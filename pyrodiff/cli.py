@@ -5,77 +5,136 @@ command needs is imported when it runs (``pyrodiff.runs``).
 """
 
 import contextlib
+import re
 import sys
 import warnings
+from argparse import Action
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
 
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
-import pyrodiff
+from pyrodiff import runs
+from pyrodiff._version import __version__
+from pyrodiff.checks import short
+from pyrodiff.runs.choices import FORMER_NAMES, present_names
 from pyrodiff.runs.settings import FLAGS, ComparisonSettings, EvaluationSettings, FitSettings
-from pyrodiff.training.progress import let_go, make_forgiving, say
+from pyrodiff.runs.terminal import let_go, make_forgiving, say
 from pyrodiff.training.signals import Terminated, stoppable
 
-__all__ = ["main", "make_parser"]
+__all__ = ["main", "make_parser", "normalised", "settings_of"]
+
+Kind = TypeVar("Kind", FitSettings, EvaluationSettings, ComparisonSettings)
+
+_CHOSEN = {field.name for field in fields(FitSettings) if field.default is None}
+
+
+class _Formatter(DefaultHelpFormatter):
+    """Options with dashes, and defaults in words."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        return _dashed(super()._format_action_invocation(action))
+
+    def _format_usage(self, *arguments: Any, **options: Any) -> str:
+        return _dashed(super()._format_usage(*arguments, **options))
+
+    def _expand_help(self, action: Action) -> str:
+        text = super()._expand_help(action)
+        if action.dest in _CHOSEN:
+            return text.replace("default: null", "default: chosen for the data")
+        return text.replace(", default: null", "")
+
+
+def _dashed(text: str) -> str:
+    return re.sub(r"--[a-z_]+", lambda option: option[0].replace("_", "-"), text)
+
+
+class _PlainConfig(ActionConfigFile):
+    """Settings from a YAML file that is read without trust, by present or former names."""
+
+    def __call__(
+        self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        from pyrodiff.serialization.config import read_plain
+
+        settings = read_plain(Path(values))
+        if not isinstance(settings, dict):
+            raise ValueError(f"Expected settings by name in {values}; got {short(settings)}.")
+        settings = present_names(settings)
+        options = set(parser.get_defaults().keys()) - {"config"}
+        if unknown := sorted(settings.keys() - options):
+            raise ValueError(
+                f"Expected names of options in {values}; got unknown {short(unknown[0])}."
+            )
+        super().__call__(parser, cfg, yaml.safe_dump(settings), option_string)
+
+
+def _parser(description: str) -> ArgumentParser:
+    return ArgumentParser(description=description, formatter_class=_Formatter)
 
 
 def _fit_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Train a model on DATA and write a run.")
-    parser.add_argument("--config", action="config", help="Settings from a YAML file.")
+    parser = _parser("Train a model on DATA and write a run.")
+    parser.add_argument("--config", action=_PlainConfig, help="Settings from a YAML file.")
     parser.add_argument(
         "data",
         type=str,
         help="digits, moons, checkerboard, mixture, or the path of a .npy, .npz, .csv or .parquet "
         "file or of a folder of images.",
     )
-    parser.add_argument("--output", type=str | None, help="The run's folder (runs/DATA).")
+    parser.add_argument("--output", type=str | None, help="The run's folder; default: runs/DATA.")
     parser.add_argument("--context", type=str | None, help="What to condition on: label (digits).")
     parser.add_argument("--key", type=str | None, help="The array of an .npz file with several.")
     parser.add_argument("--levels", type=int | None, help="Treat the data as integers 0 … N-1.")
     parser.add_argument(
         "--data_seed",
         type=int | None,
-        help="Of the split, and of data that are drawn (--seed). Runs that are to be compared need "
-        "the same.",
+        help="Of the split, and of data that are drawn; default: --seed. Runs that are to be "
+        "compared need the same.",
     )
     parser.add_class_arguments(FitSettings)
     parser.add_argument("--resume", action="store_true", help="Go on from the last checkpoint.")
-    parser.add_argument("--overwrite", action="store_true", help="Replace a run that is there.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an existing run.")
     parser.add_argument("--quiet", action="store_true", help="No progress bar.")
     return parser
 
 
 def _evaluate_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Bound the log-likelihood of data under the model of RUN.")
+    parser = _parser("Bound the log-likelihood of data under the model of RUN.")
     parser.add_argument("run", type=str, help="The run's folder.")
     parser.add_argument("--data", type=str | None, help="Other data than the run's own.")
     parser.add_class_arguments(EvaluationSettings)
-    parser.add_argument("--processes", type=int, default=1, help="Workers to share batches among.")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="Worker processes among which batches are shared."
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="Go on with the finished batches of an interrupted evaluation (else discarded).",
+        help="Go on with the finished batches of an interrupted evaluation; without it they are "
+        "discarded.",
     )
     parser.add_argument("--quiet", action="store_true", help="No progress bar.")
     return parser
 
 
 def _sample_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Draw samples from the model of RUN.")
+    parser = _parser("Draw samples from the model of RUN.")
     parser.add_argument("run", type=str, help="The run's folder.")
-    parser.add_argument("-n", "--num_samples", type=int, default=64, help="How many.")
+    parser.add_argument("-n", "--num_samples", type=int, default=64, help="Number of samples.")
     parser.add_argument("--seed", type=int, default=0, help="Of the noise.")
     parser.add_argument("--batch_size", type=int, default=256, help="Samples per network call.")
     parser.add_argument("--label", type=int | None, help="The class, for a class-conditional run.")
-    parser.add_argument("--output", type=str | None, help="A .npy file (RUN/samples.npy).")
+    parser.add_argument("--output", type=str | None, help="A .npy file; default: RUN/samples.npy.")
     return parser
 
 
 def _compare_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Compare the models of runs on the same samples with the same noise. Runs that "
-        "differ in their training seed alone count as one model."
+    parser = _parser(
+        "Compare the models of runs on the same samples with the same noise. Runs that differ in "
+        "their training seed alone count as one model."
     )
     parser.add_argument("runs", type=str, nargs="+", help="The runs' folders.")
     parser.add_class_arguments(EvaluationSettings)
@@ -83,23 +142,23 @@ def _compare_parser() -> ArgumentParser:
     parser.add_argument(
         "--saved",
         action="store_true",
-        help="Compare the evaluations that the runs hold, and make none.",
+        help="Compare the evaluations saved in the runs, and make none.",
     )
     parser.add_argument(
         "--paired_seeds",
         action="store_true",
-        help="Take runs of one seed as pairs: what models owe to a seed alike is no error.",
+        help="Pair runs of the same training seed: what a seed does to all models alike cancels.",
     )
     parser.add_argument(
         "--output",
         type=str,
         default="comparison.html",
-        help="The report; figures and per-sample values go to a folder of its name beside it.",
+        help="The report; figures and per-sample values go to the folder of its name.",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="Go on with what an interrupted comparison of the same output had finished.",
+        help="Go on with the finished evaluations of an interrupted comparison of this output.",
     )
     parser.add_argument("--quiet", action="store_true", help="No progress bar.")
     return parser
@@ -109,35 +168,48 @@ def make_parser() -> ArgumentParser:
     """The parser of all commands."""
     parser = ArgumentParser(
         prog="pyrodiff",
+        formatter_class=_Formatter,
         description="Variational diffusion models as Pyro programs.",
-        version=pyrodiff.__version__,
+        version=__version__,
         allow_abbrev=False,  # nor do the commands
     )
     commands = parser.add_subcommands(required=True, dest="command")
-    commands.add_subcommand("fit", _fit_parser())
-    commands.add_subcommand("evaluate", _evaluate_parser())
-    commands.add_subcommand("sample", _sample_parser())
-    commands.add_subcommand("compare", _compare_parser())
+    for name, (make, sentence) in _COMMANDS.items():
+        commands.add_subcommand(name, make(), help=sentence)
     return parser
 
 
-def _settings(kind: type[Any], options: Namespace) -> Any:
-    values, names = options.as_dict(), kind.__dataclass_fields__
-    return kind(**{name: value for name, value in values.items() if name in names})
+_COMMANDS = {
+    "fit": (_fit_parser, "Train a model on DATA and write a run."),
+    "evaluate": (_evaluate_parser, "Bound the log-likelihood of data under the model of a run."),
+    "sample": (_sample_parser, "Draw samples from the model of a run."),
+    "compare": (_compare_parser, "Compare the models of runs on the same samples."),
+}
 
 
-def _underscored(argument: str) -> str:
-    """``--batch-size=8`` as ``--batch_size=8``: options may be written with dashes."""
+def settings_of(kind: type[Kind], options: Namespace) -> Kind:
+    """Those of the options that are settings of a kind.
+
+    Raises:
+        ValueError: what the settings refuse.
+    """
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in options.as_dict().items() if name in names})
+
+
+def normalised(argument: str) -> str:
+    """``--batch-size=8`` as ``--batch_size=8``, and former names of options as present ones."""
     if not argument.startswith("--"):
         return argument
     name, sign, value = argument[2:].partition("=")
-    return f"--{name.replace('-', '_')}{sign}{value}"
+    name = name.replace("-", "_")
+    return f"--{FORMER_NAMES.get(name, name)}{sign}{value}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
-    0, or 2 for a mistake, explained in one line, or 130 where it was interrupted (SIGINT), or 143
+    0; or 2 for a mistake, explained in one line; or 130 where it was interrupted (SIGINT); or 143
     where it was terminated (SIGTERM).
     """
     make_forgiving()
@@ -148,9 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    options = make_parser().parse_args([_underscored(argument) for argument in arguments])
-    command = options.command
+    command = next(iter(arguments), "")
     try:
+        options = make_parser().parse_args([normalised(argument) for argument in arguments])
+        command = options.command
         with stoppable(), _plain_warnings(command):
             _run(command, options[command])
     except (ValueError, OSError, ImportError) as error:
@@ -160,15 +233,15 @@ def _main(arguments: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt as end:
         what, status = ("terminated", 143) if isinstance(end, Terminated) else ("interrupted", 130)
-        kept = "; --resume goes on with what is finished" if command != "sample" else ""
-        _complain(f"pyrodiff {command}: {what}{kept}")
+        advice = "; --resume goes on with what is finished" if command != "sample" else ""
+        _complain(f"pyrodiff {command}: {what}{advice}")
         return status
     return 0
 
 
 @contextlib.contextmanager
 def _plain_warnings(command: str) -> Iterator[None]:
-    """Show warnings as errors are: in a line, without the place in the code."""
+    """Show warnings as errors are shown: in a line, without the line of code."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         _complain(f"pyrodiff {command}: warning: {message}")
@@ -182,37 +255,24 @@ def _complain(line: str) -> None:
     say(line, name="stderr")
 
 
-def _run(command: str, values: Any) -> None:
+def _run(command: str, options: Namespace) -> None:
+    """Mistakes in the settings are answered before torch is imported."""
+    values = options.as_dict()
     if command == "fit":
-        settings = _settings(FitSettings, values)
-        from pyrodiff import runs
-
-        runs.fit(settings, **_others(values))
+        settings = settings_of(FitSettings, options)
+        names = values.keys() - settings.to_dict().keys() - {"config"}
+        runs.fit(settings, **{name: values[name] for name in names})
     elif command == "evaluate":
-        _settings(EvaluationSettings, values)  # mistakes are answered before torch is imported
-        from pyrodiff import runs
-
-        runs.evaluate(**values.as_dict())
+        settings_of(EvaluationSettings, options)
+        runs.evaluate(**values)
     elif command == "compare":
-        evaluation = _settings(EvaluationSettings, values)
-        comparison = _settings(ComparisonSettings, values)
-        comparison.check(len(values.runs), evaluation)
-        from pyrodiff.runs.comparison import compare
-
+        evaluation = settings_of(EvaluationSettings, options)
+        comparison = settings_of(ComparisonSettings, options)
+        comparison.check(len(options.runs), evaluation)
         others = {name: values[name] for name in ("output", "resume", "quiet")}
-        compare(values.runs, evaluation, comparison, **others)
+        runs.compare(options.runs, evaluation, comparison, **others)
     else:
-        from pyrodiff import runs
-
-        runs.sample(**values.as_dict())
-
-
-def _others(values: Namespace) -> dict[str, Any]:
-    names = (
-        *("data", "output", "context", "key", "levels", "data_seed"),
-        *("resume", "overwrite", "quiet"),
-    )
-    return {name: values[name] for name in names}
+        runs.sample(**values)
 
 
 if __name__ == "__main__":

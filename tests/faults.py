@@ -39,7 +39,7 @@ KILLED = 137
 KINDS = ("kill", "disk full", "I/O error")
 
 TINY = "--network mlp --width 4 --blocks 1 --num_steps 3 --steps 2 --validate_every 1 --samples 4 "
-TINY += "--validation_evaluations 2 --evaluations 4 --batch_size 8 --quiet"
+TINY += "--validation_calls 2 --calls 4 --batch_size 8 --quiet"
 FIT = f"fit data.csv --output run {TINY}"
 EVALUATE = "evaluate run --estimator path --limit 4 --batch_size 4 --quiet"
 OTHER = FIT.replace("output run", "output other") + " --seed 1 --data_seed 0 --objective simple"
@@ -85,9 +85,9 @@ SCENARIOS = {
     "evaluate": Scenario((FIT,), EVALUATE, f"{EVALUATE} --resume", EVALUATE, INSIDE),
     "evaluate, termwise": Scenario(
         (FIT,),
-        "evaluate run --evaluations 2 --limit 4 --batch_size 4 --quiet",
-        "evaluate run --evaluations 2 --limit 4 --batch_size 4 --quiet --resume",
-        "evaluate run --evaluations 2 --limit 4 --batch_size 4 --quiet",
+        "evaluate run --calls 2 --limit 4 --batch_size 4 --quiet",
+        "evaluate run --calls 2 --limit 4 --batch_size 4 --quiet --resume",
+        "evaluate run --calls 2 --limit 4 --batch_size 4 --quiet",
     ),
     "evaluate over another": Scenario(
         (FIT, f"stop {EVALUATE} --seed 3"), EVALUATE, f"{EVALUATE} --resume", EVALUATE, INSIDE
@@ -256,7 +256,7 @@ def _child(command: str, root: Path, faults: Faults, said: Path, counted: Path) 
 def _stop_in_the_middle() -> None:
     """Interrupt the next command: a fit after its first validation, an evaluation after a batch."""
     from pyrodiff.runs.batches import Batches
-    from pyrodiff.training.callbacks import Validations
+    from pyrodiff.training.validations import Validations
 
     def stopping(work: Callable[..., object]) -> Callable[..., None]:
         def stopped(*arguments: Any) -> None:
@@ -398,7 +398,10 @@ def warm_up() -> None:
     import torch
 
     import pyrodiff.cli
-    import pyrodiff.runs.comparison  # noqa: F401
+    import pyrodiff.runs.comparison
+    import pyrodiff.runs.evaluation
+    import pyrodiff.runs.fitting
+    import pyrodiff.runs.sampling  # noqa: F401
 
     torch.set_num_threads(1)
     _spare_time()
@@ -422,19 +425,18 @@ def _spare_time() -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    from pyrodiff import runs
     from pyrodiff.likelihood.termwise.pilot import Pilot
-    from pyrodiff.runs import pictures
-    from pyrodiff.runs.report import figures as report_figures
+    from pyrodiff.runs import evaluation, pictures
+    from pyrodiff.runs.report import figures
 
-    def blank(draw: object, of: str = "") -> bytes:
+    def blank(draw: object, mark: str = "") -> bytes:
         content, info = io.BytesIO(), PngInfo()
-        if of:
-            info.add_text("Source", of)
+        if mark:
+            info.add_text("Source", mark)
         Image.new("L", (1, 1)).save(content, "png", pnginfo=info)
         return content.getvalue()
 
-    pictures.png = runs.png = report_figures._png = blank
+    pictures.png = evaluation.png = figures._png = blank
     Pilot.fit = functools.partial(Pilot.fit, calls=64)
 
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from pyrodiff import data, training
-from pyrodiff.runs import build as recipes
+from pyrodiff.runs.build import make_model, make_objective
 from pyrodiff.runs.settings import FitSettings, recipe
 from pyrodiff.serialization import files
-from pyrodiff.training import callbacks, checkpoints
+from pyrodiff.training import checkpoints, validations
 from pyrodiff.training.signals import Terminated
 
 TINY = FitSettings(
@@ -35,12 +35,12 @@ TINY = FitSettings(
     width=8,
     blocks=1,
     num_steps=20,
-    evaluations=16,
-    validation_evaluations=8,
+    calls=16,
+    validation_calls=8,
     batch_size=32,
 )
-OPTIONS = "--validate_every 10 --width 16 --num_steps 50 --evaluations 16 "
-OPTIONS += "--validation_evaluations 8 --batch_size 32 --quiet"
+OPTIONS = "--validate_every 10 --width 16 --num_steps 50 --calls 16 "
+OPTIONS += "--validation_calls 8 --batch_size 32 --quiet"
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def points() -> data.DataSet:
 def fit(dataset: data.DataSet, folder: Path, settings: FitSettings = TINY, **options: Any) -> Any:
     settings = recipe(settings, image=dataset.is_image, levels=dataset.levels)
     torch.manual_seed(settings.seed)
-    reverse = recipes.make_model(settings, dataset.event_shape, dataset.levels)
-    objective = recipes.make_objective(settings)
+    reverse = make_model(settings, dataset.event_shape, dataset.levels)
+    objective = make_objective(settings)
     return training.fit(reverse, objective, dataset, settings, folder, progress=False, **options)
 
 
@@ -107,9 +107,9 @@ def operations(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> N
 
         return call
 
-    for module in (callbacks, checkpoints):
+    for module in (validations, checkpoints):
         monkeypatch.setattr(module, "write_bytes", watched(files.write_bytes))
-    monkeypatch.setattr(callbacks, "make_room", watched(checkpoints.make_room))
+    monkeypatch.setattr(validations, "make_room", watched(checkpoints.make_room))
 
 
 def test_killed_at_any_file_operation(
@@ -151,14 +151,14 @@ def test_full_disk_names_the_file_and_loses_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        original = callbacks.make_room
+        original = validations.make_room
 
         def room(folder: Path) -> None:
             original(folder)
             if (folder / "previous.ckpt").exists():  # at the second validation
                 patch.setattr(os, "fsync", full)
 
-        patch.setattr(callbacks, "make_room", room)
+        patch.setattr(validations, "make_room", room)
         with pytest.raises(OSError, match=r"No space left on device: .*last\.ckpt"):
             fit(points, tmp_path)
     assert (tmp_path / "checkpoints" / "previous.ckpt").is_file()
@@ -210,7 +210,7 @@ def cut(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip, cut, lambda path: path.write_bytes(b"")])
 @pytest.mark.parametrize("names", [["last.ckpt"], ["last.ckpt", "previous.ckpt"]])
-def test_goes_on_from_the_newest_sound_checkpoint(
+def test_resumes_from_the_newest_sound_checkpoint(
     names: list[str],
     damage: Callable[[Path], object],
     broken: Path,
@@ -225,14 +225,14 @@ def test_goes_on_from_the_newest_sound_checkpoint(
     check_same(broken, weights, whole[1])
 
 
-def test_goes_on_where_the_last_is_missing(
+def test_resumes_from_the_previous_checkpoint_if_the_last_is_missing(
     broken: Path, whole: tuple[Path, Outcome], points: data.DataSet
 ) -> None:
     (broken / "checkpoints" / "last.ckpt").unlink()
     check_same(broken, fit(points, broken, resume=True).state_dict(), whole[1])
 
 
-def test_damaged_best_is_not_returned_without_a_word(broken: Path, points: data.DataSet) -> None:
+def test_damaged_best_checkpoint_is_warned_of(broken: Path, points: data.DataSet) -> None:
     """The training had ended: nothing is left to make a better one."""
     flip(broken / "checkpoints" / "best.ckpt")
     with pytest.warns(UserWarning, match=r"best\.ckpt; got a damaged .* last\.ckpt is taken"):
@@ -242,7 +242,7 @@ def test_damaged_best_is_not_returned_without_a_word(broken: Path, points: data.
 
 
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
-def test_checkpoint_that_the_disk_does_not_give_is_not_replaced(
+def test_checkpoint_that_cannot_be_read_is_not_replaced(
     name: str, broken: Path, points: data.DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be sound: another one would give other weights without an error."""
@@ -258,7 +258,7 @@ def test_checkpoint_that_the_disk_does_not_give_is_not_replaced(
         fit(points, broken, resume=True)
 
 
-def test_every_flipped_byte_is_seen(whole: tuple[Path, Outcome], tmp_path: Path) -> None:
+def test_every_flipped_byte_is_noticed(whole: tuple[Path, Outcome], tmp_path: Path) -> None:
     """PyTorch alone reads other values without a word."""
     original = whole[0] / "checkpoints" / "last.ckpt"
     expected = torch.load(original, weights_only=True)["state_dict"]
@@ -275,7 +275,7 @@ def test_every_flipped_byte_is_seen(whole: tuple[Path, Outcome], tmp_path: Path)
     assert refused >= 30
 
 
-def test_new_training_leaves_no_checkpoint_of_an_old_one(
+def test_new_training_removes_checkpoints_of_an_earlier_one(
     broken: Path, points: data.DataSet
 ) -> None:
     """Else a run that is stopped early would go on from another's."""
@@ -316,7 +316,7 @@ def test_checkpoint_of_another_shape(broken: Path, points: data.DataSet) -> None
         lambda state: state.update(state_dict={5: torch.zeros(2)}),
     ],
 )
-def test_checkpoint_that_is_none_of_ours(
+def test_checkpoint_of_another_program_is_refused(
     spoil: Callable[[Any], object], points: data.DataSet, broken: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run" / "checkpoints"
@@ -381,7 +381,7 @@ def test_compressed_entries_are_refused_unread(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
 )
-def test_signal_raises_and_the_run_goes_on(
+def test_signal_raises_and_the_run_can_be_resumed(
     number: signal.Signals,
     error: type[BaseException],
     whole: tuple[Path, Outcome],
@@ -428,7 +428,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     ("number", "status", "word"),
     [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
 )
-def test_fit_says_how_to_go_on_after_a_signal(
+def test_fit_says_how_to_resume_after_a_signal(
     number: signal.Signals, status: int, word: str, tmp_path: Path
 ) -> None:
     process = start(tmp_path / "run")

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from pyrodiff.cli import _underscored, main, make_parser
-from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.runs import build as recipes
-from pyrodiff.runs.settings import CHOICES, FitSettings, recipe
-from pyrodiff.runs.terminal import worse_than_uniform
+from pyrodiff import runs
+from pyrodiff.cli import main, make_parser, normalised
+from pyrodiff.likelihood import LogLikelihood, TermwiseBound
+from pyrodiff.runs.build import make_network
+from pyrodiff.runs.choices import CHOICES
+from pyrodiff.runs.folder import sealed
+from pyrodiff.runs.settings import EvaluationSettings, FitSettings, recipe
+from pyrodiff.runs.summary import worse_than_uniform
 from pyrodiff.serialization import describe
 
-TINY = "--steps 30 --validate_every 10 --width 16 --num_steps 50 --evaluations 16 "
-TINY += "--validation_evaluations 8 --batch_size 32 --quiet"
+TINY = "--steps 30 --validate_every 10 --width 16 --num_steps 50 --calls 16 "
+TINY += "--validation_calls 8 --batch_size 32 --quiet"
 FILES = {"config.yaml", "model.safetensors", "metrics.csv", "evaluation.nc", "samples.png"}
 FILES |= {"terms.png", "checkpoints"}
 
@@ -63,10 +71,10 @@ def refused(capsys: pytest.CaptureFixture[str], status: int, *parts: str) -> Non
         ("fit digits --objective vlbx", ("objective", "'vlbx'", "did you mean 'vlb'?")),
         ("fit digit", ("Expected one of", "got 'digit'", "did you mean 'digits'?")),
         ("fit none.csv", ("Expected a file or folder", "none.csv")),
-        ("fit digits --num_steps 0", ("Expected num_steps > 0; got 0",)),
+        ("fit digits --num_steps 0", ("num_steps to be an integer >= 1; got 0.",)),
         ("fit digits --weight-decay -1", ("Expected weight_decay >= 0; got -1.0",)),
-        ("fit digits --learning-rate .inf", ("Expected learning_rate > 0; got inf",)),
-        ("fit digits --evaluations 1", ("Expected evaluations >= 2; got 1",)),
+        ("fit digits --learning-rate .inf", ("learning_rate to be positive and finite; got inf",)),
+        ("fit digits --calls 1", ("Expected calls to be an integer >= 2; got 1.",)),
         ("fit digits --decoder gaussian", ("Expected decoder categorical or discretized",)),
         ("fit digits --schedule cosine --log-snr-max 5", ("log_snr_max with schedule 'log-snr'",)),
         ("fit moons --schedule linear --log-snr-min -5", ("log_snr_min with schedule 'log-snr'",)),
@@ -80,15 +88,18 @@ def refused(capsys: pytest.CaptureFixture[str], status: int, *parts: str) -> Non
         ("evaluate none --split tests", ("Expected split to be one of", "'tests'")),
         ("evaluate none --estimator imprtance", ("did you mean 'importance'?",)),
         ("evaluate none --estimator path --std-error 0.1", ("'path' (particles)", "std_error")),
-        ("evaluate none --estimator flow --evaluations=8", ("'flow' (particles)", "evaluations")),
-        ("evaluate none --particles 8", ("'termwise' (evaluations, std_error)", "particles = 8")),
-        ("evaluate none --std-error 0.1 --evaluations 8", ("got both, 8 and 0.1",)),
-        ("evaluate none --std-error 0", ("Expected std_error > 0; got 0.0",)),
-        ("evaluate none --evaluations 1", ("Expected evaluations >= 2; got 1",)),
-        ("evaluate none --estimator path --particles 0", ("Expected particles >= 1; got 0",)),
-        ("evaluate none --batch-size 0", ("Expected batch_size >= 1; got 0",)),
-        ("evaluate none --limit 0", ("Expected limit >= 1; got 0",)),
-        ("evaluate none --processes 0", ("Expected processes >= 1; got 0",)),
+        ("evaluate none --estimator flow --calls=8", ("'flow' (particles)", "calls = 8")),
+        ("evaluate none --particles 8", ("'termwise' (calls, std_error)", "particles = 8")),
+        ("evaluate none --std-error 0.1 --calls 8", ("got both, 8 and 0.1",)),
+        ("evaluate none --std-error 0", ("Expected std_error to be positive and finite; got 0.0",)),
+        ("evaluate none --calls 1", ("Expected calls to be an integer >= 2; got 1.",)),
+        (
+            "evaluate none --estimator path --particles 0",
+            ("particles to be an integer >= 1; got 0.",),
+        ),
+        ("evaluate none --batch-size 0", ("Expected batch_size to be an integer >= 1; got 0.",)),
+        ("evaluate none --limit 0", ("Expected limit to be an integer >= 1; got 0.",)),
+        ("evaluate none --processes 0", ("Expected processes to be an integer >= 1; got 0.",)),
         ("sample none", ("Expected a run's folder; got 'none'",)),
     ],
 )
@@ -124,7 +135,7 @@ def network_of(arguments: str, *, image: bool = True) -> torch.nn.Module:
     names = FitSettings.__dataclass_fields__
     settings = FitSettings(**{name: options[name] for name in names})
     settings = recipe(settings, image=image, levels=17 if image else None)
-    return recipes.make_network(settings, (1, 8, 8) if image else (2,), 17 if image else None, 0)
+    return make_network(settings, (1, 8, 8) if image else (2,), 17 if image else None, 0)
 
 
 @pytest.mark.parametrize("network", CHOICES["network"])
@@ -156,10 +167,10 @@ def test_network_brings_its_own_defaults() -> None:
 
 
 def test_short_chain_needs_no_other_option(tmp_path: Path) -> None:
-    """The default evaluations are more than twice as many as the steps."""
+    """The default calls are more than twice as many as the steps."""
     folder, few = tmp_path / "run", "--steps 2 --width 8 --validate-every 2 --quiet"
     assert main(f"fit mixture --num-steps 20 --output {folder} {few}".split()) == 0
-    assert yaml.safe_load((folder / "config.yaml").read_text())["fit"]["evaluations"] == 128
+    assert yaml.safe_load((folder / "config.yaml").read_text())["fit"]["calls"] == 128
 
 
 def test_model_worse_than_a_uniform_code_says_so(tmp_path: Path, capsys) -> None:
@@ -186,17 +197,184 @@ def test_config_file_gives_the_same_settings(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text("data: mixture\nobjective: hybrid\nwidth: 16\nlearning_rate: 0.01\n")
     parser = make_parser()
-    given = ["fit", "mixture", "--objective", "hybrid", "--width", "16", "--learning_rate", "0.01"]
+    arguments = [
+        "fit",
+        "mixture",
+        "--objective",
+        "hybrid",
+        "--width",
+        "16",
+        "--learning_rate",
+        "0.01",
+    ]
     one = parser.parse_args(["fit", "--config", str(path)]).fit.as_dict()
-    other = parser.parse_args(given).fit.as_dict()
+    other = parser.parse_args(arguments).fit.as_dict()
     assert one.pop("config") and other.pop("config") is None
     assert one == other and one["width"] == 16
+
+
+def test_numbers_of_a_config_file_are_read_as_on_the_command_line(tmp_path: Path) -> None:
+    """YAML takes 1e-3 for text; options after the file win."""
+    path = tmp_path / "settings.yaml"
+    path.write_text("data: mixture\nlearning_rate: 1e-3\nseed: 3\n")
+    parser = make_parser()
+    options = parser.parse_args(["fit", "--config", str(path), "--seed", "5"]).fit
+    assert options.learning_rate == 0.001 and options.seed == 5
+
+
+def test_printed_configuration_is_read_again(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "moons", "--width", "8", "--print-config"])
+    assert not end.value.code
+    path = tmp_path / "settings.yaml"
+    path.write_text(capsys.readouterr().out)
+    options = make_parser().parse_args(["fit", "--config", str(path)]).fit
+    assert options.width == 8 and options.calls == 128
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: &a mixture\n", "the anchor or alias 'a'"),
+        ("data: !!python/object/apply:os.mkdir ['marker']\n", "the tag"),
+        ("data: [\n", "Expected plain YAML in settings.yaml"),
+        ("mixture\n", "Expected settings by name in settings.yaml; got 'mixture'."),
+        ("config: settings.yaml\n", "names of options in settings.yaml; got unknown 'config'."),
+        ("stepz: 3\n", "names of options in settings.yaml; got unknown 'stepz'."),
+        ("calls: 8\nevaluations: 8\n", "Expected calls once"),
+        ("data: mixture\nvalidation_calls: 1\n", "validation_calls to be an integer >= 2; got 1."),
+    ],
+)
+def test_config_files_are_not_trusted(text, message, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("settings.yaml").write_text(text)
+    refused(capsys, main(["fit", "--config", "settings.yaml"]), "pyrodiff fit: error:", message)
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
+
+
+def test_config_files_have_a_largest_size(tmp_path: Path, monkeypatch, capsys) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("data: mixture\n")
+    monkeypatch.setattr("pyrodiff.serialization.config.MAX_CONFIG_BYTES", 8)
+    refused(capsys, main(["fit", "--config", str(path)]), "Expected a configuration of at most")
+    refused(capsys, main(["fit", "--config", f"{path}s"]), "Expected a file", "got nothing there")
+
+
+# -- former names --------------------------------------------------------------------------------
+
+
+def test_former_names_of_options() -> None:
+    """What README shows, and what scripts have."""
+    former = "--evaluations 8 --validation-evaluations=4 --validate_every 5"
+    present = "--calls 8 --validation-calls=4 --validate_every 5"
+    options = [
+        make_parser().parse_args([normalised(word) for word in ["fit", "moons", *line.split()]])
+        for line in (former, present)
+    ]
+    assert options[0].fit == options[1].fit
+    assert (options[0].fit.calls, options[0].fit.validation_calls) == (8, 4)
+    words = ["evaluate", "run", "--evaluations", "64"]
+    assert make_parser().parse_args([normalised(word) for word in words]).evaluate.calls == 64
+
+
+def test_former_names_in_python() -> None:
+    settings = FitSettings(evaluations=8, validation_evaluations=4)
+    assert settings == FitSettings(calls=8, validation_calls=4)
+    assert (settings.evaluations, settings.validation_evaluations) == (8, 4)
+    assert EvaluationSettings(evaluations=8) == EvaluationSettings(calls=8)
+    with pytest.raises(TypeError, match="Expected calls once"):
+        EvaluationSettings(calls=8, evaluations=8)
+    with pytest.raises(ValueError, match="Expected calls once"):
+        runs.evaluate("run", calls=8, evaluations=8)
+
+
+def test_former_names_in_a_config_file(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("data: mixture\nevaluations: 8\nvalidation_evaluations: 4\n")
+    options = make_parser().parse_args(["fit", "--config", str(path)]).fit
+    assert (options.calls, options.validation_calls) == (8, 4)
+
+
+def with_former_names(path: Path) -> None:
+    """Write a file of settings as an earlier version did."""
+    config = yaml.safe_load(path.read_text())
+    values = config.get("fit", config)
+    former = {"calls": "evaluations", "validation_calls": "validation_evaluations"}
+    renamed = {former.get(name, name): value for name, value in values.items()}
+    assert renamed != values
+    if "fit" in config:
+        config["fit"] = renamed
+        config = sealed({name: value for name, value in config.items() if name != "checksum"})
+    else:
+        config = renamed
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def test_run_of_an_earlier_version_goes_on(table: Path, run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "one")
+    with_former_names(folder / "config.yaml")
+    before = (folder / "config.yaml").read_bytes()
+    (folder / "model.safetensors").unlink()
+    (folder / "evaluation.nc").unlink()
+    assert fit(table / "one.csv", folder, "--resume") == 0
+    assert (folder / "config.yaml").read_bytes() == before
+    for name in ("model.safetensors", "metrics.csv"):
+        assert (folder / name).read_bytes() == (run / name).read_bytes()
+    result = runs.evaluate(str(folder), quiet=True)
+    assert int(result.calls.max()) == 16  # the run's own setting, by its former name
+    assert torch.equal(runs.evaluate(str(folder), evaluations=16, quiet=True).value, result.value)
+
+
+def test_evaluation_of_an_earlier_version_goes_on(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its finished batches are used: nothing but the rest is asked of the estimator."""
+    folder, asked = shutil.copytree(run, tmp_path / "one"), list[range]()
+    estimate = TermwiseBound.estimate
+
+    def interrupted(self: TermwiseBound, *arguments: object, **options: Any) -> LogLikelihood:
+        asked.append(options["indices"])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return estimate(self, *arguments, **options)
+
+    command = {"batch_size": 8, "limit": 20, "quiet": True}
+    whole = runs.evaluate(str(folder), **command)
+    monkeypatch.setattr(TermwiseBound, "estimate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runs.evaluate(str(folder), **command)
+    with_former_names(folder / "evaluation" / "test-termwise" / "settings.yaml")
+    result = runs.evaluate(str(folder), resume=True, **command)
+    assert torch.equal(result.value, whole.value)
+    assert asked[2:] and asked[0] not in asked[2:]
+
+
+# -- the command itself --------------------------------------------------------------------------
+
+
+def test_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "pyrodiff", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    for sentence in ("Train a model on DATA and write a run.", "Draw samples from the model of a"):
+        assert sentence in done.stdout
+
+
+def test_help_shows_options_and_defaults_as_they_are_meant(capsys) -> None:
+    for command in ("fit", "evaluate", "sample", "compare"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        assert "default: null" not in text and "evaluations " not in text.split("options:")[0]
+        assert not re.search(r"--[a-z]+_", text)
+        if command == "fit":
+            assert "default: chosen for the data" in " ".join(text.split())
 
 
 def test_options_may_be_written_with_dashes() -> None:
     """Names alone are changed: values and paths keep their dashes."""
     dashes = ["evaluate", "a-run", "--std-error=-1e-3", "--batch-size", "8", "--data", "my-data"]
-    argument = [_underscored(a) for a in dashes]
+    argument = [normalised(a) for a in dashes]
     assert argument == [
         *("evaluate", "a-run", "--std_error=-1e-3", "--batch_size", "8", "--data", "my-data")
     ]
@@ -247,12 +425,12 @@ def test_run_is_not_lost_by_accident(run: Path, table: Path, capsys) -> None:
 def test_overwrite_and_hybrid_on_a_density(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")  # no wrapped lines
     assert fit("mixture", tmp_path / "run", "--objective hybrid") == 0
-    held = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert held["fit"]["variance"] == "learned-range"
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["fit"]["variance"] == "learned-range"
     assert "exact log p of the data's law" in capsys.readouterr().out
     assert fit("mixture", tmp_path / "run", "--overwrite") == 0
-    held = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert held["fit"]["objective"] == "vlb"
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["fit"]["objective"] == "vlb"
 
 
 def test_hostile_config_is_not_executed(tmp_path: Path, capsys) -> None:

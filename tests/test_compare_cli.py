@@ -17,29 +17,29 @@ import numpy as np
 import pytest
 import torch
 
-import pyrodiff
 from pyrodiff import data, serialization
 from pyrodiff import runs as runs_module
 from pyrodiff.cli import main
 from pyrodiff.comparison import compare, compare_models
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood, PathBound
-from pyrodiff.runs.build import make_model
+from pyrodiff.runs.build import load_model, make_model
 from pyrodiff.runs.comparison import compare as compare_runs
-from pyrodiff.runs.evaluation import evaluate_split, load_model
+from pyrodiff.runs.dataset import describe, load_source
 from pyrodiff.runs.groups import group, unique_names
 from pyrodiff.runs.report.folder import GENERATOR
 from pyrodiff.runs.settings import EvaluationSettings, FitSettings, recipe
+from pyrodiff.runs.splits import evaluate_split
 
-TINY = {"network": "mlp", "width": 8, "blocks": 1, "num_steps": 12, "evaluations": 16}
-TINY["validation_evaluations"] = 8
+TINY = {"network": "mlp", "width": 8, "blocks": 1, "num_steps": 12, "calls": 16}
+TINY["validation_calls"] = 8
 EVIL = "<script>alert(1)&$x_"
 
 
 def write(source: object, folder: Path, data_seed: int = 0, **options: Any) -> Path:
     """A run as ``fit`` writes it, but of an untrained model; with an evaluation of 20 samples."""
     context = options.pop("context", None)
-    held = {"source": str(source), "seed": data_seed, "context": context}
-    dataset = runs_module._load(held)
+    section = {"source": str(source), "seed": data_seed, "context": context}
+    dataset = load_source(section)
     settings = FitSettings(**(TINY | options))
     settings = recipe(settings, image=dataset.is_image, levels=dataset.levels)
     torch.manual_seed(settings.seed + 10 * (settings.objective == "simple"))
@@ -47,7 +47,7 @@ def write(source: object, folder: Path, data_seed: int = 0, **options: Any) -> P
     reverse = make_model(settings, dataset.event_shape, dataset.levels, context_size=size)
     for weights in reverse.parameters():  # an untrained network's output may be zero
         weights.data += 0.02 * torch.randn_like(weights)
-    described = held | runs_module._describe(dataset)
+    described = section | describe(dataset)
     config = {"model": reverse.config(), "data": described, "fit": settings.to_dict()}
     serialization.write_config(folder / "config.yaml", config)
     serialization.write_weights(folder / "model.safetensors", reverse.state_dict())
@@ -114,7 +114,7 @@ class Page(HTMLParser):
 def test_values_are_those_of_compare_models(runs: dict[str, Path], tmp_path: Path) -> None:
     """Common noise, two seeds as one model; what the runs hold is left as it was."""
     before = {path: path.read_bytes() for run in runs.values() for path in run.glob("*.*")}
-    found = compare_runs(
+    comparison = compare_runs(
         [str(run) for run in runs.values()],
         EvaluationSettings("importance", particles=4, limit=30, seed=7),
         output=str(tmp_path / "page.html"),
@@ -124,16 +124,16 @@ def test_values_are_those_of_compare_models(runs: dict[str, Path], tmp_path: Pat
     x_0 = data.load("digits").test[:30]
     several = {"a": [models["a-0"], models["a-1"]], "b": models["b"]}
     whole = compare_models(several, x_0, ImportanceBound(4), seed=7)
-    assert found.models.keys() == {"a", "b"} and found.models["a"].seeds == 2
-    assert found.reference == whole.reference
+    assert comparison.models.keys() == {"a", "b"} and comparison.models["a"].seeds == 2
+    assert comparison.reference == whole.reference
     for name in ("value", "std_error", "between_seeds", "monte_carlo", "low", "high"):
-        one, other = (getattr(each.differences[0], name) for each in (found, whole))
+        one, other = (getattr(each.differences[0], name) for each in (comparison, whole))
         assert one == pytest.approx(other, rel=1e-3, abs=1e-3)
     assert before == {path: path.read_bytes() for run in runs.values() for path in run.glob("*.*")}
     files = sorted((tmp_path / "page" / "values").iterdir())
     assert [path.name for path in files] == ["1-a-0.nc", "2-a-1.nc", "3-b.nc"]
     again = compare({"a": files[:2], "b": files[2]})
-    assert again.differences[0].value == pytest.approx(found.differences[0].value, abs=1e-9)
+    assert again.differences[0].value == pytest.approx(comparison.differences[0].value, abs=1e-9)
 
 
 def test_common_noise_cancels(runs: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
@@ -142,11 +142,11 @@ def test_common_noise_cancels(runs: dict[str, Path], tmp_path: Path, monkeypatch
     copy = tmp_path / "copy"
     shutil.copytree(runs["b"], copy)
     evaluation = EvaluationSettings("path", particles=1, limit=20)
-    found = compare_runs([str(runs["b"]), "copy"], evaluation, quiet=True)
-    assert found.models.keys() == {"b", "copy"}
-    assert found.differences[0].value == 0 and found.differences[0].std_error == 0
-    assert found.differences[0].monte_carlo == 0 < found.differences[0].independent
-    assert found.models["b"].calls == 24  # two repeats of 12
+    comparison = compare_runs([str(runs["b"]), "copy"], evaluation, quiet=True)
+    assert comparison.models.keys() == {"b", "copy"}
+    assert comparison.differences[0].value == 0 and comparison.differences[0].std_error == 0
+    assert comparison.differences[0].monte_carlo == 0 < comparison.differences[0].independent
+    assert comparison.models["b"].calls == 24  # two repeats of 12
     assert len(list(Path("comparison/values").iterdir())) == 4
     seeds = {float(LogLikelihood.load(path).value[0]) for path in Path().glob("comparison/*/*.nc")}
     assert len(seeds) == 2  # other noise in each repeat, the same for both
@@ -154,11 +154,11 @@ def test_common_noise_cancels(runs: dict[str, Path], tmp_path: Path, monkeypatch
 
 def test_termwise_takes_the_runs_own_number(runs: dict[str, Path], tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    more = write("digits", tmp_path / "more", evaluations=20)
+    more = write("digits", tmp_path / "more", calls=20)
     assert main(["compare", str(runs["b"]), str(more), "--limit=9", "--repeats=1", "--quiet"]) == 0
     assert Path("comparison/terms.png").is_file()
     text = Page(Path("comparison.html").read_text("utf-8")).text
-    assert "--evaluations=16 --limit=9 --repeats=1" in text and "16 network calls" in text
+    assert "--calls=16 --limit=9 --repeats=1" in text and "16 network calls" in text
     assert "unknown" in text and "Monte Carlo part of a difference is unknown" in text
 
 
@@ -167,14 +167,18 @@ def test_saved_evaluations(runs: dict[str, Path], tmp_path: Path, capsys) -> Non
     page = tmp_path / "page.html"
     assert main(["compare", *names, "--saved", "--output", str(page)]) == 0
     out = capsys.readouterr().out
-    held = [LogLikelihood.load(f"{name}/evaluation.nc").value.double() for name in names]
-    found = compare({"a-0": f"{names[0]}/evaluation.nc", "b": f"{names[1]}/evaluation.nc"})
-    assert abs(found.differences[0].value) == pytest.approx(abs(float((held[0] - held[1]).mean())))
+    values = [LogLikelihood.load(f"{name}/evaluation.nc").value.double() for name in names]
+    comparison = compare({"a-0": f"{names[0]}/evaluation.nc", "b": f"{names[1]}/evaluation.nc"})
+    assert abs(comparison.differences[0].value) == pytest.approx(
+        abs(float((values[0] - values[1]).mean()))
+    )
     assert "test: 20 samples" in out.replace("\n", " ")
     assert not (tmp_path / "page" / "values").exists()
 
 
-def test_processes_are_handed_on(runs: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
+def test_processes_reach_the_evaluations(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch
+) -> None:
     asked = []
 
     def evaluate(*args: Any, processes: int, **options: Any) -> LogLikelihood:
@@ -188,7 +192,7 @@ def test_processes_are_handed_on(runs: dict[str, Path], tmp_path: Path, monkeypa
     assert asked == [2, 2]
 
 
-def test_interrupted_comparison_goes_on(runs, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_interrupted_comparison_is_resumed(runs, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     names = [str(runs["a-0"]), str(runs["b"])]
     options = ["--estimator", "path", "--limit", "6", "--batch-size", "4", "--quiet"]
@@ -205,8 +209,8 @@ def test_interrupted_comparison_goes_on(runs, tmp_path: Path, monkeypatch, capsy
     monkeypatch.setattr(PathBound, "estimate", interrupted)
     assert main(command) == 130
     assert "--resume goes on with what is finished" in capsys.readouterr().err
-    kept = {path.name for path in Path("comparison").iterdir()}
-    assert kept == {"evaluation", "settings.yaml"} and not Path("comparison.html").exists()
+    left = {path.name for path in Path("comparison").iterdir()}
+    assert left == {"evaluation", "settings.yaml"} and not Path("comparison.html").exists()
     calls.extend(range(10))  # no other interruption
     before = len(calls)
     assert main([*command, "--resume"]) == 0
@@ -228,8 +232,14 @@ def test_drawn_data_need_one_data_seed(moons: dict[str, Path], tmp_path: Path, c
     options = ["--limit", "9", "--quiet", "--output", str(tmp_path / "page.html")]
     options += ["--estimator", "path"]
     several = [str(moons["0"]), str(moons["1"])]
-    said = "of the same data in the same units", "in m-0", "in m-1", "(data seed 1)", "--data-seed"
-    refused(capsys, [*several, *options], *said)
+    message = (
+        "of the same data in the same units",
+        "in m-0",
+        "in m-1",
+        "(data seed 1)",
+        "--data-seed",
+    )
+    refused(capsys, [*several, *options], *message)
     assert not list(tmp_path.iterdir())
     assert main(["compare", str(moons["0"]), str(moons["other"]), *options]) == 0
     assert "bits/dim" not in capsys.readouterr().out  # of a density they depend on its units
@@ -237,8 +247,8 @@ def test_drawn_data_need_one_data_seed(moons: dict[str, Path], tmp_path: Path, c
 
 def test_other_data_or_units(runs, moons, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    said = "another event shape: (1, 8, 8) in b, (2,) in m-0"
-    refused(capsys, [str(runs["b"]), str(moons["0"])], said)
+    message = "another event shape: (1, 8, 8) in b, (2,) in m-0"
+    refused(capsys, [str(runs["b"]), str(moons["0"])], message)
     x = np.random.default_rng(0).normal(size=(60, 2))
     for name, scale in (("one", 1), ("ten", 10)):
         np.savetxt(tmp_path / f"{name}.csv", scale * x, delimiter=",")
@@ -249,20 +259,20 @@ def test_other_data_or_units(runs, moons, tmp_path: Path, capsys, monkeypatch) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("none", "Expected at least two runs; got 1."),
         ("none other", "Expected a run's folder; got 'none'"),
-        ("none other --repeats 0", "Expected repeats >= 1; got 0"),
-        ("none other --processes 0", "Expected processes >= 1; got 0"),
+        ("none other --repeats 0", "repeats to be an integer >= 1; got 0"),
+        ("none other --processes 0", "processes to be an integer >= 1; got 0"),
         ("none other --estimator imprtance", "did you mean 'importance'?"),
         ("none other --output a.pdf", "to end in .html; got a.pdf"),
         ("none other --saved --seed 3 --limit 2", "with saved ones; got limit, seed"),
     ],
 )
-def test_mistakes(arguments: str, said: str, tmp_path, monkeypatch, capsys) -> None:
+def test_mistakes(arguments: str, message: str, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(capsys, arguments.split(), said)
+    refused(capsys, arguments.split(), message)
     assert not list(tmp_path.iterdir())
 
 
@@ -271,8 +281,8 @@ def test_runs_twice_and_seeds_of_one_model(runs, tmp_path, monkeypatch, capsys) 
     a = str(runs["a-0"])
     refused(capsys, [a, f"{a}/../a-0"], "Expected every run once", "a-0 again")
     refused(capsys, [a, str(runs["a-1"])], "Expected at least two models; got training seeds")
-    said = "whose folder is no run"  # its terms.png would be lost
-    refused(capsys, [a, str(runs["b"]), "--output", f"{a}.html"], said)
+    message = "whose folder is no run"  # its terms.png would be lost
+    refused(capsys, [a, str(runs["b"]), "--output", f"{a}.html"], message)
     empty = tmp_path / "empty"
     shutil.copytree(runs["b"], empty)
     (empty / "evaluation.nc").unlink()
@@ -288,15 +298,15 @@ def test_open_verdicts_come_with_the_command_that_would_decide(
     names = [str(runs["a-0"]), str(runs["b"])]
     options = ["--estimator", "path", "--limit", "9", "--quiet"]
     assert main(["compare", *names, *options]) == 0
-    found = compare({"a": "comparison/values/1-a-0.nc", "b": "comparison/values/2-b.nc"})
-    advice = found.differences[0].advice
+    comparison = compare({"a": "comparison/values/1-a-0.nc", "b": "comparison/values/2-b.nc"})
+    advice = comparison.differences[0].advice
     out, page = capsys.readouterr().out, Page(Path("comparison.html").read_text("utf-8")).text
     assert advice.samples is not None
     command = f"To decide: pyrodiff compare {' '.join(names)} --estimator=path"
     command += f" --limit={advice.samples}"
     total = len(data.load("digits").test)
-    said = command if advice.samples <= total else f"would take about {advice.samples} samples"
-    assert said in out and said in page
+    message = command if advice.samples <= total else f"would take about {advice.samples} samples"
+    assert message in out and message in page
     assert main(["compare", *names, "--saved"]) == 0
     verdict = compare({name: f"{name}/evaluation.nc" for name in names}).differences[0]
     out = capsys.readouterr().out
@@ -314,15 +324,18 @@ def test_paired_seeds(runs: dict[str, Path], tmp_path: Path, monkeypatch, capsys
     names = [str(runs["a-1"]), str(runs["a-0"]), str(runs["b"]), str(other)]
     assert main(["compare", *names, "--saved", "--paired-seeds"]) == 0
     page = Page(Path("comparison.html").read_text("utf-8"))
-    assert "--saved --paired_seeds" in page.text
-    held = {name: LogLikelihood.load(Path(name) / "evaluation.nc") for name in names}
-    ordered = {"a": [held[names[1]], held[names[0]]], "b": [held[names[2]], held[names[3]]]}
+    assert "--saved --paired-seeds" in page.text
+    results = {name: LogLikelihood.load(Path(name) / "evaluation.nc") for name in names}
+    ordered = {
+        "a": [results[names[1]], results[names[0]]],
+        "b": [results[names[2]], results[names[3]]],
+    }
     expected = compare(ordered, paired_seeds=True).differences[0]
     assert f"± {expected.std_error:.2g}" in capsys.readouterr().out
     assert "taken as pairs" in page.text
-    said = "the same training seeds of all models, at least two"
-    refused(capsys, [*names[1:], "--saved", "--paired-seeds"], said)
-    refused(capsys, [names[1], names[2], "--paired-seeds"], said)
+    message = "the same training seeds of all models, at least two"
+    refused(capsys, [*names[1:], "--saved", "--paired-seeds"], message)
+    refused(capsys, [names[1], names[2], "--paired-seeds"], message)
 
 
 def test_names() -> None:
@@ -346,9 +359,9 @@ def test_names() -> None:
 
 def test_fit_takes_a_seed_of_the_data(tmp_path: Path, monkeypatch) -> None:
     """The split is that of the data's seed, the training seed stays its own."""
-    stub = SimpleNamespace(fit=lambda *_, **__: None)
-    monkeypatch.setitem(vars(pyrodiff), "training", stub)  # Lightning takes long to come
-    monkeypatch.setattr(runs_module, "_finish", lambda *_: None)
+    stub = SimpleNamespace(fit=lambda *_, **__: None)  # Lightning takes long to import
+    monkeypatch.setattr("pyrodiff.runs.fitting.training", stub)
+    monkeypatch.setattr("pyrodiff.runs.fitting.evaluate_dataset", lambda *_, **__: None)
     for name, more in (("one", ["--data-seed", "5"]), ("other", [])):
         options = ["--output", str(tmp_path / name), "--seed", "3", "--width", "8", "--quiet"]
         assert main(["fit", "moons", *options, *more]) == 0
@@ -376,10 +389,15 @@ def test_page_is_one_file_and_escapes_names(runs, tmp_path: Path, capsys, monkey
     page = Page(text)
     assert not page.open and EVIL in page.text
     assert "script" not in {tag for tag, _ in page.tags} and "default-src 'none'" in text
-    sources = [held[key] or "" for _, held in page.tags for key in ("src", "href") if key in held]
+    sources = [
+        attributes[key] or ""
+        for _, attributes in page.tags
+        for key in ("src", "href")
+        if key in attributes
+    ]
     assert len(sources) == 6 and all(s.startswith("data:image/png;base64,") for s in sources)
     assert not re.search(r"url\(|@import|https?://", text)
-    assert all(held["alt"] for tag, held in page.tags if tag == "img")
+    assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
     for word in (
         "12 held-out samples",
         "ImportanceBound(particles=30",
@@ -391,7 +409,7 @@ def test_page_is_one_file_and_escapes_names(runs, tmp_path: Path, capsys, monkey
     assert f"seed {0}, common to all models" in page.text and "pyrodiff compare" in page.text
 
 
-def test_torn_report_leaves_the_old_one(runs, tmp_path: Path, monkeypatch) -> None:
+def test_failed_report_leaves_the_old_one(runs, tmp_path: Path, monkeypatch) -> None:
     page = tmp_path / "page.html"
     page.write_text(f"{GENERATOR} old")
 

@@ -18,9 +18,10 @@ import pytest
 
 import pyrodiff
 from pyrodiff import likelihood
-from pyrodiff.cli import _settings, _underscored, make_parser
+from pyrodiff.cli import make_parser, normalised, settings_of
 from pyrodiff.likelihood import Estimator, SandwichBound
-from pyrodiff.runs.settings import ESTIMATORS, EvaluationSettings
+from pyrodiff.runs.choices import ESTIMATORS
+from pyrodiff.runs.settings import EvaluationSettings
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["README.md", "docs/index.md", "docs/which_number.md"]
@@ -90,9 +91,9 @@ def test_commands_parse(page: str) -> None:
     found = commands(page)
     assert len(found) >= 3
     for words in found:
-        options = make_parser().parse_args([_underscored(word) for word in words])
+        options = make_parser().parse_args([normalised(word) for word in words])
         if words[0] == "evaluate":
-            _settings(EvaluationSettings, options["evaluate"])  # options go with the estimator
+            settings_of(EvaluationSettings, options["evaluate"])  # options go with the estimator
 
 
 def test_every_estimator_is_on_the_page() -> None:

@@ -23,8 +23,11 @@ import yaml
 from pyrodiff import data, runs
 from pyrodiff.cli import main
 from pyrodiff.likelihood import ImportanceBound, LogLikelihood, PathBound, TermwiseBound
-from pyrodiff.runs.evaluation import evaluate_split, load_model, make_estimator
-from pyrodiff.runs.settings import ESTIMATORS, EvaluationSettings
+from pyrodiff.runs.build import load_model, make_estimator
+from pyrodiff.runs.choices import ESTIMATORS
+from pyrodiff.runs.folder import sealed
+from pyrodiff.runs.settings import EvaluationSettings
+from pyrodiff.runs.splits import evaluate_split, model_checksum
 from pyrodiff.runs.workers import share
 
 TINY = "--network mlp --width 8 --blocks 1 --steps 4 --validate_every 2 --num_steps 12 --quiet "
@@ -87,7 +90,7 @@ def test_values_are_the_estimators_own(run: Path, name: str) -> None:
     torch.testing.assert_close(result.value, whole.value, rtol=1e-5, atol=1e-3)
 
 
-def test_offset_and_pilot_of_another_split(tmp_path: Path) -> None:
+def test_values_of_every_split_are_in_units_of_the_data(tmp_path: Path) -> None:
     """Continuous data: the same values as in model units, moved by the offset of the scales."""
     options = "--steps 2 --width 8 --num_steps 10 --evaluations 8 --validation_evaluations 8"
     folder = tmp_path / "moons"
@@ -109,7 +112,7 @@ def test_offset_and_pilot_of_another_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("split", "other"), [("test", "train"), ("validation", "train"), ("train", "validation")]
 )
-def test_what_is_learned_is_never_learned_from_what_is_scored(
+def test_estimators_never_learn_from_the_samples_they_score(
     run: Path, split: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pilot that has seen the samples makes their bound look better known than it is."""
@@ -122,7 +125,7 @@ def test_what_is_learned_is_never_learned_from_what_is_scored(
     monkeypatch.setattr("pyrodiff.likelihood.termwise.pilot.Pilot.fit", ask)
     folder = shutil.copytree(run, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        evaluate_split(folder, digits, EvaluationSettings(evaluations=8, split=split), quiet=True)
+        evaluate_split(folder, digits, EvaluationSettings(calls=8, split=split), quiet=True)
     ((x, context),) = asked
     assert torch.equal(x, getattr(digits, other))
     assert torch.equal(context, getattr(digits, f"{other}_context"))
@@ -136,6 +139,29 @@ def test_existing_arguments_by_position(run: Path, monkeypatch: pytest.MonkeyPat
         runs.evaluate(str(run), split="tset")
 
 
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_weights_are_hashed_once(run: Path, command: str, tmp_path: Path, monkeypatch) -> None:
+    """Of every run, whatever the number of repeats."""
+    hashed: list[bytes] = []
+
+    def counted(config: Path, weights: bytes) -> str:
+        hashed.append(weights)
+        return model_checksum(config, weights)
+
+    other = shutil.copytree(run, tmp_path / "other")
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["fit"]["objective"] = "simple"
+    (other / "config.yaml").write_text(yaml.safe_dump(sealed(config), sort_keys=False))
+    for module in ("splits", "comparison"):
+        monkeypatch.setattr(f"pyrodiff.runs.{module}.model_checksum", counted)
+    folders = [str(run)] if command == "evaluate" else [str(run), str(other), "--repeats", "3"]
+    if command == "compare":
+        folders += ["--output", str(tmp_path / "page.html")]
+    options = ["--estimator", "path", "--limit", "4", "--quiet"]
+    assert main([command, *folders, *options]) == 0
+    assert len(hashed) == (1 if command == "evaluate" else 2)
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_by_name(run: Path, name: str, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -147,21 +173,21 @@ def test_every_estimator_by_name(run: Path, name: str, capsys, monkeypatch) -> N
     assert "of which Monte Carlo" in text and "network calls per sample" in text
     kind = "an estimate of log p" if name == "flow" else "a lower bound on log p"
     assert kind in text
-    said = {
+    texts = {
         "termwise": "for all together",
         "path": "PathBound(particles=2)",
         "importance": "effective number of particles: median",
         "particle": "looser than the importance bound for",
         "flow": "estimate of bits/dim",
     }
-    assert said[name] in text
+    assert texts[name] in text
     assert ("Pareto k̂ above 0.7 for" in text) == (name == "importance")
 
 
 # -- interruptions -------------------------------------------------------------------------------
 
 
-def test_killed_evaluation_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_evaluation_is_resumed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 with finished batches in any order, one of them torn: the file is as if never."""
     options = "--estimator importance --particles 32 --batch-size 32 --limit 60 --quiet"
     command = ["evaluate", str(run), *options.split()]
@@ -207,25 +233,25 @@ def test_resume_refuses_other_settings(run: Path, monkeypatch, capsys) -> None:
         asked = stop_after(patch, 4)
         assert main(command) == 130
         assert "interrupted; --resume goes on" in capsys.readouterr().err
-    parts = run / "evaluation" / "test-importance"
-    held = yaml.safe_load((parts / "settings.yaml").read_text())
-    assert held["particles"] == 2 and held["samples"] == 12 and held["data"] == "digits"
-    for other, said in (
-        (["--seed", "1"], "another seed: 1, it has 0"),
-        (["--particles", "3"], "another particles: 3, it has 2"),
-        (["--batch-size", "8", "--seed", "2"], "batch_size: 8, it has 4; seed: 2, it has 0"),
+    folder = run / "evaluation" / "test-importance"
+    record = yaml.safe_load((folder / "settings.yaml").read_text())
+    assert record["particles"] == 2 and record["samples"] == 12 and record["data"] == "digits"
+    for other, messages in (
+        (["--seed", "1"], "seed: 1 instead of 0"),
+        (["--particles", "3"], "particles: 3 instead of 2"),
+        (["--batch-size", "8", "--seed", "2"], "batch_size: 8 instead of 4; seed: 2 instead of 0"),
     ):
         assert main([*command, *other, "--resume"]) == 2
-        assert said in capsys.readouterr().err
+        assert messages in capsys.readouterr().err
     weights = run / "model.safetensors"
     before = weights.read_bytes()
     try:
         weights.write_bytes(before[:-4] + b"\0\0\0\1")
         assert main([*command, "--resume"]) == 2
-        assert "another model_checksum" in capsys.readouterr().err
+        assert "got model_checksum: " in capsys.readouterr().err
     finally:
         weights.write_bytes(before)
-    assert len(list(parts.glob("batch-*.nc"))) == len(asked) == 4
+    assert len(list(folder.glob("batch-*.nc"))) == len(asked) == 4
     with monkeypatch.context() as patch:
         asked = stop_after(patch, 6)
         assert main([*command, "--resume"]) == 0
@@ -244,7 +270,7 @@ def test_without_resume_it_starts_afresh(run: Path, monkeypatch) -> None:
     assert len(asked) == 3 and not (run / "evaluation").exists()
 
 
-def test_pilot_is_kept_for_resumption(run: Path, monkeypatch) -> None:
+def test_pilot_is_reused_on_resume(run: Path, monkeypatch) -> None:
     """An evaluation cut short after its pilot goes on with the pilot as it was read."""
     command = ["evaluate", str(run), "--std-error", "20", "--limit", "80", "--batch-size=64"]
     assert main([*command, "--quiet"]) == 0
@@ -279,7 +305,7 @@ def test_two_processes(run: Path) -> None:
     torch.testing.assert_close(other.value, one.value, rtol=1e-4, atol=1e-2)
 
 
-def test_workers_answer_every_task_and_hand_on_errors() -> None:
+def test_workers_answer_every_task_and_raise_errors() -> None:
     assert sorted(share(operator.methodcaller, ("__len__",), ["a", "bb", "ccc"], 2)) == [1, 2, 3]
     assert list(share(operator.methodcaller, ("__len__",), [], 2)) == []
     answers = share(functools.partial, (operator.truediv, 1), [2, 0, 4], 1)
@@ -301,7 +327,7 @@ def test_dead_worker_keeps_finished_batches(run: Path, monkeypatch, capsys) -> N
 
     command = ["evaluate", str(run), "--estimator", "path", "--limit", "8", "--batch-size", "4"]
     command += ["--processes", "2", "--quiet"]
-    monkeypatch.setattr("pyrodiff.runs.evaluation.share", dying)
+    monkeypatch.setattr("pyrodiff.runs.splits.share", dying)
     assert main(command) == 2
     assert "--resume goes on with it" in capsys.readouterr().err
     folder = run / "evaluation" / "test-path"

@@ -97,7 +97,7 @@ def interrupt() -> None:
 
 @pytest.mark.parametrize("option", ["", "--resume", "--overwrite"])
 @pytest.mark.parametrize("config", ["", "name: theirs\n", "format: 1\npyrodiff: x\nmodel: {}\n"])
-def test_fit_leaves_folders_of_others_alone(
+def test_fit_leaves_foreign_folders_alone(
     data: Path, tmp_path: Path, option: str, config: str, capsys
 ) -> None:
     names = ("model.safetensors", "checkpoints/last.ckpt", "evaluation/x", "metrics.csv")
@@ -110,14 +110,14 @@ def test_fit_leaves_folders_of_others_alone(
     assert contents(tmp_path) == before
 
 
-def test_a_run_without_its_configuration_is_kept(run: Path, data: Path, capsys) -> None:
+def test_a_run_without_its_configuration_is_not_overwritten(run: Path, data: Path, capsys) -> None:
     (run / "config.yaml").unlink()
     before = contents(run)
     refused(capsys, fit(data, run, "--resume"), "was not written by pyrodiff")
     assert contents(run) == before
 
 
-def test_overwriting_a_run_leaves_what_is_not_its_own(run: Path, data: Path) -> None:
+def test_overwriting_a_run_leaves_foreign_files(run: Path, data: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     names = ("notes.txt", "checkpoints/mine.ckpt", "evaluation/notes", "evaluation/x/batch-0.nc")
     before = {name: plant(run, name)[name] for name in names}
@@ -165,7 +165,7 @@ def two(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("name", ["page/means.png", "page/evaluation/x", "page/values/1-a.nc"])
 @pytest.mark.parametrize("option", ["", "--resume", "--saved"])
-def test_compare_leaves_folders_of_others_alone(two, name: str, option: str, capsys) -> None:
+def test_compare_leaves_foreign_folders_alone(two, name: str, option: str, capsys) -> None:
     plant(Path(), name)
     before = contents(Path())
     command = two[:3] if option == "--saved" else two
@@ -174,7 +174,7 @@ def test_compare_leaves_folders_of_others_alone(two, name: str, option: str, cap
     assert contents(Path()) == before
 
 
-def test_compare_leaves_pages_and_files_of_others_alone(two, capsys) -> None:
+def test_compare_leaves_foreign_pages_and_files_alone(two, capsys) -> None:
     Path("page.html").write_text("<html>theirs")
     refused(capsys, main([*two, "--output", "page.html"]), "Expected no file page.html")
     assert Path("page.html").read_text() == "<html>theirs"
@@ -189,13 +189,13 @@ def test_compare_leaves_pages_and_files_of_others_alone(two, capsys) -> None:
     assert (Path("own") / "values" / "1-other.nc").read_text() == "foreign"
 
 
-def test_names_on_a_list_reach_no_other_folder(two) -> None:
+def test_listed_names_cannot_leave_the_folder(two) -> None:
     """Whoever edits the list of our files makes no command remove others."""
     assert main([*two, "--output", "page.html"]) == 0
     path = Path("page/settings.yaml")
-    held = yaml.safe_load(path.read_text())
-    held["comparison"] += ["../victim.nc", "values/../../victim.nc", "/tmp/victim.nc", 3]
-    path.write_text(yaml.safe_dump(held))
+    settings = yaml.safe_load(path.read_text())
+    settings["comparison"] += ["../victim.nc", "values/../../victim.nc", "/tmp/victim.nc", 3]
+    path.write_text(yaml.safe_dump(settings))
     Path("victim.nc").write_text("theirs")
     assert main([*two, "--output", "page.html"]) == 0
     assert Path("victim.nc").read_text() == "theirs"
@@ -204,7 +204,7 @@ def test_names_on_a_list_reach_no_other_folder(two) -> None:
 # -- samples -------------------------------------------------------------------------------------
 
 
-def test_samples_go_to_npy_files_alone(run: Path, tmp_path: Path, capsys) -> None:
+def test_samples_are_written_only_to_npy_files(run: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "x.txt").write_text("theirs")
     before = contents(tmp_path)
     for name in ("x.txt", "y.txt", "y.png", "y"):
@@ -213,7 +213,7 @@ def test_samples_go_to_npy_files_alone(run: Path, tmp_path: Path, capsys) -> Non
     assert contents(tmp_path) == before
 
 
-def test_samples_replace_samples_alone(run: Path, tmp_path: Path, capsys) -> None:
+def test_samples_replace_only_samples(run: Path, tmp_path: Path, capsys) -> None:
     path = tmp_path / "new" / "x.npy"
     draw = ["sample", str(run), "-n", "2", "--output", str(path)]
     assert main(draw) == 0 and main([*draw, "--seed", "1"]) == 0
@@ -254,15 +254,15 @@ def test_two_evaluations_at_once_do_not_mix(run: Path, monkeypatch, capsys) -> N
     command = ["evaluate", str(run), *EVALUATE]
     assert main(command) == 0
     whole = (run / "evaluation.nc").read_bytes()
-    said = []
+    statuses = []
 
     def other() -> None:
         for more in ("--seed 9", "--estimator importance", "--resume"):
-            said.append(main([*command, *more.split()]))
-        said.append(main(["sample", str(run), "-n", "2"]))
+            statuses.append(main([*command, *more.split()]))
+        statuses.append(main(["sample", str(run), "-n", "2"]))
 
     once(monkeypatch, other)
-    assert main(command) == 0 and said == [2, 2, 2, 2]
+    assert main(command) == 0 and statuses == [2, 2, 2, 2]
     assert capsys.readouterr().err.count("another command is writing to") == 4
     assert (run / "evaluation.nc").read_bytes() == whole
     assert main([*command, "--seed", "9"]) == 0  # released
@@ -271,18 +271,18 @@ def test_two_evaluations_at_once_do_not_mix(run: Path, monkeypatch, capsys) -> N
 def test_fit_beside_fit_is_refused(run: Path, data: Path, monkeypatch, capsys) -> None:
     from pyrodiff import training
 
-    work, said = training.fit, []
+    work, statuses = training.fit, []
 
     def disturbed(*arguments: Any, **options: Any) -> Any:
         monkeypatch.setattr(training, "fit", work)
         for option in ("--overwrite", "--resume"):
-            said.append(fit(data, run, option))
-        said.append(main(["evaluate", str(run), *EVALUATE]))
+            statuses.append(fit(data, run, option))
+        statuses.append(main(["evaluate", str(run), *EVALUATE]))
         return work(*arguments, **options)
 
     before = contents(run)
     monkeypatch.setattr(training, "fit", disturbed)
-    assert fit(data, run, "--overwrite") == 0 and said == [2, 2, 2]
+    assert fit(data, run, "--overwrite") == 0 and statuses == [2, 2, 2]
     assert capsys.readouterr().err.count("another command is writing to") == 3
     after = contents(run)
     assert after.keys() == before.keys()
@@ -291,9 +291,9 @@ def test_fit_beside_fit_is_refused(run: Path, data: Path, monkeypatch, capsys) -
 
 
 def test_comparisons_of_one_output_at_once(two, monkeypatch, capsys) -> None:
-    command, said = [*two, "--output", "page.html"], list[int]()
-    once(monkeypatch, lambda: said.append(main(command)))
-    assert main(command) == 0 and said == [2]
+    command, statuses = [*two, "--output", "page.html"], list[int]()
+    once(monkeypatch, lambda: statuses.append(main(command)))
+    assert main(command) == 0 and statuses == [2]
     assert "another command is writing to" in capsys.readouterr().err
 
 
@@ -312,22 +312,22 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_batches_of_another_evaluation_are_not_believed(run: Path, monkeypatch) -> None:
+def test_batches_of_another_evaluation_are_ignored(run: Path, monkeypatch) -> None:
     """Of another seed, of other samples, or damaged: computed again."""
     command = ["evaluate", str(run), *EVALUATE, "--batch_size", "2"]  # four batches
     assert main(command) == 0
     whole = (run / "evaluation.nc").read_bytes()
-    parts, kept = run / "evaluation" / "test-path", run.parent / "kept"
+    parts, saved = run / "evaluation" / "test-path", run.parent / "saved"
     with monkeypatch.context() as patch:
         once(patch, interrupt, 3)
         assert main([*command, "--seed", "9"]) == 130
-    shutil.copytree(parts, kept)
+    shutil.copytree(parts, saved)
     with monkeypatch.context() as patch:
         once(patch, interrupt, 3)
         assert main(command) == 130
     files = sorted(parts.glob("batch-*.nc"))
     assert [file.name[-4] for file in files] == ["0", "1", "2"]
-    shutil.copy(kept / files[0].name, files[0])
+    shutil.copy(saved / files[0].name, files[0])
     shutil.copy(files[2], files[1])
     flip(files[2], LogLikelihood.load(files[2]).value.numpy().tobytes())
     assert main([*command, "--resume"]) == 0
@@ -346,7 +346,7 @@ def flip(path: Path, part: bytes, bit: int = 0) -> None:
 
 
 @pytest.mark.parametrize("bit", [0, 7])
-def test_one_bit_of_the_weights(two, bit: int, capsys) -> None:
+def test_a_flipped_bit_of_the_weights_is_noticed(two, bit: int, capsys) -> None:
     weights = Path("run/model.safetensors")
     value = max(serialization.read_weights(weights).values(), key=torch.Tensor.numel)
     flip(weights, value.numpy().tobytes(), bit)
@@ -356,13 +356,13 @@ def test_one_bit_of_the_weights(two, bit: int, capsys) -> None:
         runs.evaluate("run", quiet=True)
 
 
-def test_one_digit_of_the_configuration(two, capsys) -> None:
+def test_a_changed_digit_of_the_configuration_is_noticed(two, capsys) -> None:
     flip(Path("run/config.yaml"), b"num_steps: 3")
     for command in (["evaluate", "run", *EVALUATE], ["sample", "run"], two):
         refused(capsys, main(command), "run/config.yaml as it was written", "checksum")
 
 
-def test_runs_without_checksums_are_read_and_said_to_be(run: Path, capsys) -> None:
+def test_runs_without_checksums_are_read_with_a_notice(run: Path, capsys) -> None:
     from safetensors.torch import load_file, save_file
 
     save_file(load_file(run / "model.safetensors"), run / "model.safetensors")
@@ -408,8 +408,8 @@ def in_a_child(action: Callable[[], int]) -> tuple[int, str]:
             os._exit(status)
     os.close(writing)
     with open(reading, encoding="utf-8") as file:
-        said = file.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+        output = file.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output
 
 
 @pytest.mark.parametrize(
@@ -429,8 +429,8 @@ def test_no_room_for_a_file(run: Path, data: Path, monkeypatch, command: str) ->
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
         return main([*command.split(), *more])
 
-    status, said = in_a_child(limited)
-    assert status == 2 and re.search(r"File too large: '(run|new|comparison)/\S+'", said), said
+    status, output = in_a_child(limited)
+    assert status == 2 and re.search(r"File too large: '(run|new|comparison)/\S+'", output), output
     assert not [name for name in contents(Path()) if name.endswith(".tmp")]
     assert {name: contents(Path())[name] for name in before} == before
 
@@ -452,10 +452,10 @@ def test_signals_end_every_command(two, data, monkeypatch, command, number, stat
         "fit": ["fit", str(data), "--output", "new", *TINY.split()],
         "sample": ["sample", "run"],
     }[command]
-    ended, said = in_a_child(lambda: main(arguments))
-    assert ended == status, said
-    assert f"pyrodiff {command}: {'terminated' if status == 143 else 'interrupted'}" in said
-    assert ("--resume goes on with what is finished" in said) == (command != "sample")
+    ended, output = in_a_child(lambda: main(arguments))
+    assert ended == status, output
+    assert f"pyrodiff {command}: {'terminated' if status == 143 else 'interrupted'}" in output
+    assert ("--resume goes on with what is finished" in output) == (command != "sample")
     assert not list(Path().rglob(".pyrodiff.lock"))
 
 
@@ -471,7 +471,7 @@ def test_the_umask_is_honoured(run: Path, tmp_path: Path, mask: int, mode: int) 
         assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
-def test_temporaries_of_the_dead_are_swept(tmp_path: Path) -> None:
+def test_temporary_files_of_dead_processes_are_swept(tmp_path: Path) -> None:
     """And those of the living, and of others, are not."""
     path = tmp_path / "x.nc"
     digits = "0123456789abcdef"
@@ -491,7 +491,7 @@ def test_temporaries_of_the_dead_are_swept(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted([path, *others])
 
 
-def test_commands_sweep_what_they_do_not_write_themselves(two) -> None:
+def test_commands_sweep_temporary_files_of_all_results(two) -> None:
     """A killed command's picture, which the next command has none of; not a file of others."""
     digits = "0123456789abcdef"
     left = [Path(f"run/.terms.png.{digits}.tmp"), Path(f"page/.ladder.png.{digits}.tmp")]
@@ -507,7 +507,7 @@ def test_commands_sweep_what_they_do_not_write_themselves(two) -> None:
     assert not any(each.exists() for each in left) and all(each.exists() for each in theirs)
 
 
-def test_a_write_that_goes_elsewhere_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("old")
     with pytest.raises(OSError, match=r"Expected something to be written to .*x\.txt"):
@@ -533,11 +533,11 @@ def test_printing_never_fails(two, kind: str, monkeypatch) -> None:
         assert "+/- between samples" in text and "2 samples -> run" in text
 
 
-def test_a_reader_who_has_left_changes_no_status() -> None:
+def test_a_closed_pipe_changes_no_status() -> None:
     """As in ``pyrodiff evaluate RUN | head -1``."""
     reading, writing = os.pipe()
     os.close(reading)
-    program = "from pyrodiff import progress; progress.say('x' * 9999); progress.let_go()"
+    program = "from pyrodiff.runs.terminal import let_go, say; say('x' * 9999); let_go()"
     ended = subprocess.run([sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert ended.returncode == 0 and not ended.stderr

@@ -112,7 +112,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 @pytest.mark.parametrize("part", ["schedule", "variance", "decoder", "denoiser"])
-def test_each_part_of_ones_own_is_handed_in(part: str, tmp_path: Path) -> None:
+def test_each_custom_part_is_passed_to_load(part: str, tmp_path: Path) -> None:
     reverse = chain(**{part: own_parts()[part]})
     reverse.save(tmp_path)
     name = type(own_parts()[part]).__name__
@@ -122,7 +122,7 @@ def test_each_part_of_ones_own_is_handed_in(part: str, tmp_path: Path) -> None:
     assert torch.equal(again.sample(3, seed=0), reverse.sample(3, seed=0))
 
 
-def test_all_parts_of_ones_own_are_asked_for_at_once(tmp_path: Path) -> None:
+def test_all_custom_parts_are_named_at_once(tmp_path: Path) -> None:
     reverse = chain(**own_parts())
     reverse.save(tmp_path)
     message = (
@@ -172,7 +172,7 @@ def bomb(levels: int = 30) -> str:
         ("model: [1, 2\n", r"expected ',' or ']'.* in line \d+"),
     ],
 )
-def test_configurations_that_are_hostile(saved: Path, text: str, message: str) -> None:
+def test_hostile_configurations_are_refused(saved: Path, text: str, message: str) -> None:
     (saved / "config.yaml").write_text(f"format: 1\n{text}")
     with pytest.raises(ValueError, match=message) as caught:
         ReverseChain.load(saved)
@@ -326,13 +326,13 @@ def link_value(link: Any) -> Any:
         (lambda file: file.attrs.__setitem__("dimensions", -2), "Expected a result in"),
     ],
 )
-def test_results_that_lie(result: Path, change: Any, message: str) -> None:
+def test_inconsistent_results_are_refused(result: Path, change: Any, message: str) -> None:
     rewritten(result, change)
     with pytest.raises(ValueError, match=message):
         LogLikelihood.load(result)
 
 
-def test_a_heap_without_end(result: Path) -> None:
+def test_an_endless_heap_is_refused(result: Path) -> None:
     """HDF5 would look for the next string for ever."""
     content = bytearray(result.read_bytes()[: -netcdf._END])
     place = content.index(b"GCOL") + 16
@@ -366,7 +366,7 @@ def test_a_truncated_result(result: Path) -> None:
         ("calls", lambda v: v.expand(2), r"'calls' of shape \(2,\)"),
     ],
 )
-def test_pilots_that_do_not_fit_themselves(
+def test_inconsistent_pilots_are_refused(
     tmp_path: Path, name: str, change: Callable[[Tensor], Tensor], message: str
 ) -> None:
     x, path = torch.randn(16, 2), tmp_path / "pilot.safetensors"
@@ -477,7 +477,7 @@ def test_a_single_value_is_no_context(tmp_path: Path) -> None:
         data.load(tmp_path / "a.npz", context="y")
 
 
-def test_a_sparse_or_damaged_checkpoint(tmp_path: Path) -> None:
+def test_sparse_or_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
     from pyrodiff.training.checkpoints import first_sound, read_checkpoint
 
     state = {"weight": torch.eye(2)}
@@ -565,7 +565,7 @@ def test_types_of_plain_values(value: Any, hint: Any, expected: bool) -> None:
     assert conforms(value, hint) is expected
 
 
-def test_nothing_is_left_behind(saved: Path) -> None:
+def test_reading_leaves_no_files(saved: Path) -> None:
     assert sorted(os.listdir(saved)) == ["config.yaml", "model.safetensors"]
     module = nn.Linear(1, 1)  # hooks that count weights are gone
     assert module.weight.device.type == "cpu"

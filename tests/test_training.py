@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,22 +29,24 @@ from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.likelihood import LogLikelihood, TermwiseBound
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.objectives import NoiseLoss
-from pyrodiff.runs import build as recipes
-from pyrodiff.runs.settings import CHOICES, FitSettings, recipe
+from pyrodiff.runs.build import make_model, make_objective
+from pyrodiff.runs.choices import CHOICES
+from pyrodiff.runs.settings import FitSettings, recipe
 from pyrodiff.schedules import LogSNRSchedule
-from pyrodiff.training import SeededBatches, callbacks
+from pyrodiff.training import SeededBatches, SeededData, TrainingSettings, Validations
+from pyrodiff.training.loop import without_advice
 
 TINY = FitSettings(
     steps=30,
     validate_every=10,
     width=16,
     num_steps=50,
-    evaluations=16,
-    validation_evaluations=8,
+    calls=16,
+    validation_calls=8,
     batch_size=32,
 )
-OPTIONS = "--steps 30 --validate_every 10 --width 16 --num_steps 50 --evaluations 16 "
-OPTIONS += "--validation_evaluations 8 --batch_size 32 --quiet"
+OPTIONS = "--steps 30 --validate_every 10 --width 16 --num_steps 50 --calls 16 "
+OPTIONS += "--validation_calls 8 --batch_size 32 --quiet"
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +62,8 @@ def points() -> data.DataSet:
 def fit(dataset: data.DataSet, settings: FitSettings, folder: Path, **options: Any) -> ReverseChain:
     settings = recipe(settings, image=dataset.is_image, levels=dataset.levels)
     torch.manual_seed(settings.seed)
-    reverse = recipes.make_model(settings, dataset.event_shape, dataset.levels)
-    objective = recipes.make_objective(settings)
+    reverse = make_model(settings, dataset.event_shape, dataset.levels)
+    objective = make_objective(settings)
     return training.fit(reverse, objective, dataset, settings, folder, progress=False, **options)
 
 
@@ -97,6 +100,70 @@ def test_a_pass_repeats_no_sample() -> None:
 def test_batches_of_fewer_samples_than_asked_for() -> None:
     batches = list(SeededBatches(3, 32, 2, 0))
     assert [sorted(batch) for batch in batches] == [[0, 1, 2]] * 2
+
+
+# -- settings and data for any trainer -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "Expected steps to be an integer >= 1; got 0."),
+        ({"batch_size": 2.5}, "Expected batch_size to be an integer >= 1; got 2.5."),
+        ({"validation_calls": 1}, "Expected validation_calls to be an integer >= 2; got 1."),
+        ({"patience": -1}, "Expected patience to be an integer >= 0; got -1."),
+        ({"learning_rate": 0.0}, "Expected learning_rate to be positive and finite; got 0.0."),
+        ({"gradient_clip": math.inf}, "Expected gradient_clip to be positive and finite; got inf."),
+        ({"weight_decay": -1.0}, "Expected weight_decay >= 0; got -1.0."),
+        ({"ema_decay": 1.0}, "Expected 0 <= ema_decay < 1; got 1.0."),
+    ],
+)
+@pytest.mark.parametrize("kind", [TrainingSettings, FitSettings])
+def test_wrong_settings(kind: type[Any], settings: dict[str, Any], message: str) -> None:
+    """The settings of a run hold those of its training, and refuse the same."""
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        kind(**settings)
+
+
+def test_settings_of_a_run_hold_those_of_its_training() -> None:
+    whole = recipe(replace(TINY, ema_decay=0.5, seed=3), image=False, levels=None)
+    settings = whole.training()
+    assert settings.to_dict().items() <= whole.to_dict().items()
+    assert (settings.steps, settings.ema_decay, settings.seed) == (30, 0.5, 3)
+    assert TrainingSettings(validation_evaluations=4).validation_calls == 4
+
+
+def test_module_and_data_for_a_trainer_of_ones_own(points: data.DataSet, tmp_path: Path) -> None:
+    """Nothing of a run is needed, and ``fit`` trains the same weights."""
+    settings = TrainingSettings(
+        steps=6, batch_size=16, validate_every=3, validation_calls=4, ema_decay=0.0
+    )
+
+    def fresh() -> ReverseChain:
+        torch.manual_seed(0)
+        network = ResidualMLP((2,), width=8, blocks=1)
+        return ReverseChain(NoiseDenoiser(network), ForwardChain(LogSNRSchedule(), 20), (2,))
+
+    reverse = fresh()
+    module = training.DiffusionModule(reverse, NoiseLoss(), settings, points.log_density_offset())
+    with without_advice():
+        trainer = lightning.Trainer(
+            max_steps=6,
+            gradient_clip_val=settings.gradient_clip,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            devices=1,
+        )
+        trainer.fit(module, datamodule=SeededData(points, batch_size=16, length=3, seed=0))
+    assert len(module.validation_losses()) == len(points.validation)
+    fitted = training.fit(fresh(), NoiseLoss(), points, settings, tmp_path, progress=False)
+    last = training.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["current_model_state"]
+    for name, value in reverse.state_dict().items():
+        torch.testing.assert_close(value, last[f"reverse.{name}"])
+    assert fitted.num_steps == 20
 
 
 # -- what a step does ----------------------------------------------------------------------------
@@ -164,8 +231,8 @@ def test_learning_rate_warms_up_and_falls(
 def test_weights_decay_and_biases_and_norms_do_not(points: data.DataSet) -> None:
     """Without a gradient AdamW does nothing but decay."""
     settings = recipe(replace(TINY, weight_decay=0.5), image=False, levels=None)
-    reverse = recipes.make_model(settings, points.event_shape, None)
-    module = training.DiffusionModule(reverse, recipes.make_objective(settings), settings)
+    reverse = make_model(settings, points.event_shape, None)
+    module = training.DiffusionModule(reverse, make_objective(settings), settings)
     optimizer = module.configure_optimizers()["optimizer"]
     before = {}
     for name, p in module.named_parameters():
@@ -199,7 +266,7 @@ def gradients(accumulate: int, count: int) -> torch.Tensor:
             seen.append(float(network.last.bias.grad))
 
     samples = torch.utils.data.TensorDataset(torch.ones(count * accumulate, 1))
-    with training._without_advice():
+    with without_advice():
         trainer = lightning.Trainer(
             max_steps=count,
             accumulate_grad_batches=accumulate,
@@ -230,8 +297,8 @@ def test_every_step_micro_batch_and_rank_has_noise_of_its_own(
     points: data.DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = recipe(TINY, image=False, levels=None)
-    reverse = recipes.make_model(settings, points.event_shape, None)
-    module = training.DiffusionModule(reverse, recipes.make_objective(settings), settings)
+    reverse = make_model(settings, points.event_shape, None)
+    module = training.DiffusionModule(reverse, make_objective(settings), settings)
     cluster = SimpleNamespace(accumulate_grad_batches=3, global_step=0, global_rank=0)
     for name in ("trainer", "global_step", "global_rank"):
         value = property(lambda _, name=name: getattr(cluster, name, cluster))
@@ -253,8 +320,8 @@ def test_validation_does_not_depend_on_batches(
     points: data.DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = recipe(TINY, image=False, levels=None)
-    reverse = recipes.make_model(settings, points.event_shape, None)
-    module = training.DiffusionModule(reverse, recipes.make_objective(settings), settings)
+    reverse = make_model(settings, points.event_shape, None)
+    module = training.DiffusionModule(reverse, make_objective(settings), settings)
     monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
     losses = []
     for size in (30, 7):
@@ -276,13 +343,13 @@ def scaled(dataset: data.DataSet, factor: float) -> data.DataSet:
 
 def bound(reverse: ReverseChain, dataset: data.DataSet, settings: FitSettings) -> float:
     """The validation bound, bits per dimension, for the units of the data as given."""
-    estimator = TermwiseBound(settings.validation_evaluations)
+    estimator = TermwiseBound(settings.validation_calls)
     result = estimator.estimate(reverse, dataset.validation, seed=settings.seed)
     log_scale = float(dataset.transform.scale.expand(dataset.event_shape).log().sum())
     return -(float(result.value.mean()) - log_scale) / (result.dimensions * math.log(2))
 
 
-def test_the_best_of_the_metrics_is_kept(points: data.DataSet, tmp_path: Path) -> None:
+def test_weights_of_the_best_validation_are_returned(points: data.DataSet, tmp_path: Path) -> None:
     """Trained on data that all lie near 0, the model becomes worse for those that do not."""
     few = replace(scaled(points, 1e3), train=0.05 * points.train)
     settings = replace(TINY, width=32, steps=60, learning_rate=1e-2, ema_decay=0.8, patience=0)
@@ -294,7 +361,7 @@ def test_the_best_of_the_metrics_is_kept(points: data.DataSet, tmp_path: Path) -
     assert best["global_step"] == 10 * (1 + bounds.index(min(bounds)))
 
 
-def test_units_of_the_data_are_in_the_bounds_alone(points: data.DataSet, tmp_path: Path) -> None:
+def test_units_of_the_data_change_bounds_alone(points: data.DataSet, tmp_path: Path) -> None:
     """Values a thousand times as large cost log₂ 1000 bits more each, and no squared error more."""
     shift, metric = math.log2(1e3), "validation_bits_per_dim"
     for objective, name, expected in (
@@ -311,7 +378,7 @@ def test_units_of_the_data_are_in_the_bounds_alone(points: data.DataSet, tmp_pat
         assert last[1][name] - last[0][name] == pytest.approx(expected, abs=1e-4)
 
 
-def test_loss_of_an_objective_that_is_given(tmp_path: Path) -> None:
+def test_loss_is_that_of_the_objective_not_of_the_settings(tmp_path: Path) -> None:
     """L_simple of a network that predicts 0 is 1 per dimension, whatever the settings say.
 
     The mean of 2000 values of ε² has a standard error of 0.032.
@@ -319,7 +386,7 @@ def test_loss_of_an_objective_that_is_given(tmp_path: Path) -> None:
     dataset = scaled(data.load("mixture", num_samples=1500), 1e3)
     settings = replace(TINY, learning_rate=1e-30, steps=10, batch_size=1000)
     settings = recipe(settings, image=False, levels=None)
-    reverse = recipes.make_model(settings, dataset.event_shape, None)
+    reverse = make_model(settings, dataset.event_shape, None)
     assert settings.objective == "vlb"
     training.fit(reverse, NoiseLoss(), dataset, settings, tmp_path, progress=False)
     (row,) = rows(tmp_path)
@@ -386,12 +453,12 @@ def validations(
     """How many validations a run of twelve makes that has a patience of three."""
     settings = replace(TINY, steps=12, validate_every=1, patience=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "TermwiseBound", estimates(losses))
+        patch.setattr("pyrodiff.training.module.TermwiseBound", estimates(losses))
         fit(dataset, settings, folder, **options)
     return len(rows(folder))
 
 
-def test_heavy_noise_does_not_end_a_run_that_improves(points: data.DataSet, tmp_path: Path) -> None:
+def test_heavy_noise_does_not_end_an_improving_run(points: data.DataSet, tmp_path: Path) -> None:
     """All samples become better but one, whose large term makes the mean worse every time."""
 
     def losses(k: int) -> torch.Tensor:
@@ -403,7 +470,7 @@ def test_heavy_noise_does_not_end_a_run_that_improves(points: data.DataSet, tmp_
     assert [row["gain_over_best"] < 0 for row in rows(tmp_path)][1:] == [True] * 11
 
 
-def test_noise_about_a_falling_bound_ends_no_run(points: data.DataSet) -> None:
+def test_noise_around_a_falling_bound_ends_no_run(points: data.DataSet) -> None:
     """Of 200 runs with noise of Student's t with 1.5 degrees of freedom: none ends early.
 
     By the means alone, without their error, most do.
@@ -411,7 +478,7 @@ def test_noise_about_a_falling_bound_ends_no_run(points: data.DataSet) -> None:
     noise = torch.distributions.StudentT(1.5)
     ended = by_mean = 0
     for _ in range(200):
-        judge = callbacks.Validations(Path(), patience=8)
+        judge = Validations(Path(), patience=8)
         means = []
         for k in range(40):
             losses = noise.sample((147,)).double() * 0.3 - 0.01 * k
@@ -425,7 +492,7 @@ def test_noise_about_a_falling_bound_ends_no_run(points: data.DataSet) -> None:
 
 def test_a_little_worse_is_not_the_best(tmp_path: Path) -> None:
     """The best yet is what has gained, by however little; NaN and what lost by little have not."""
-    judge, losses = callbacks.Validations(tmp_path, patience=0), torch.linspace(0, 1, 30)
+    judge, losses = Validations(tmp_path, patience=0), torch.linspace(0, 1, 30)
     judge.judge(losses)
     for worse in (losses + 0.1, losses + math.nan, losses.clone()):
         judge.judge(worse)
@@ -434,7 +501,7 @@ def test_a_little_worse_is_not_the_best(tmp_path: Path) -> None:
     assert judge.best is better
 
 
-def test_model_that_becomes_worse_ends_the_run(points: data.DataSet, tmp_path: Path) -> None:
+def test_a_worsening_model_ends_the_run(points: data.DataSet, tmp_path: Path) -> None:
     spread = torch.linspace(-1, 1, 30)
 
     def losses(k: int) -> torch.Tensor:
@@ -446,9 +513,9 @@ def test_model_that_becomes_worse_ends_the_run(points: data.DataSet, tmp_path: P
     assert validations(losses, points, tmp_path, resume=True) == 4 + 3
 
 
-def test_plateau_and_patience_of_none_end_no_run(points: data.DataSet, tmp_path: Path) -> None:
+def test_plateaus_and_zero_patience_end_no_run(points: data.DataSet, tmp_path: Path) -> None:
     assert validations(lambda k: torch.ones(30), points, tmp_path / "one") == 12
-    judge = callbacks.Validations(tmp_path, patience=0)
+    judge = Validations(tmp_path, patience=0)
     for k in range(100):
         judge.judge(torch.linspace(0, 1, 30) + k)
         assert not judge.exhausted
@@ -470,10 +537,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fit_improves_and_leaves_its_files(uninterrupted: Path) -> None:
-    found = rows(uninterrupted)
-    assert [row["step"] for row in found] == [10, 20, 30]
-    bounds = [row["validation_bits_per_dim"] for row in found]
-    assert bounds[-1] < bounds[0] - 4 * found[0]["validation_std_error"]
+    table = rows(uninterrupted)
+    assert [row["step"] for row in table] == [10, 20, 30]
+    bounds = [row["validation_bits_per_dim"] for row in table]
+    assert bounds[-1] < bounds[0] - 4 * table[0]["validation_std_error"]
     names = {path.name for path in (uninterrupted / "checkpoints").iterdir()}
     assert names == {"best.ckpt", "last.ckpt", "previous.ckpt"}
 
@@ -498,9 +565,9 @@ def test_resume_after_kill_is_exact(uninterrupted: Path, tmp_path: Path) -> None
         process.wait()
     assert 1 <= len(rows(folder)) < 3 and not (folder / "model.safetensors").exists()
     assert main([*arguments, "--resume"]) == 0
-    expected, found = rows(uninterrupted), rows(folder)
-    assert len(found) == len(expected) == 3
-    for one, other in zip(found, expected, strict=True):
+    expected, table = rows(uninterrupted), rows(folder)
+    assert len(table) == len(expected) == 3
+    for one, other in zip(table, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-5, abs=1e-6, nan_ok=True)
     weights, other = (load_file(run / "model.safetensors") for run in (folder, uninterrupted))
     assert weights.keys() == other.keys()
@@ -520,7 +587,7 @@ def test_every_objective_trains_every_denoiser(
     complete = recipe(settings, image=False, levels=None)
     assert (complete.variance == "learned-range") == (objective == "hybrid")
     torch.manual_seed(0)
-    fresh = recipes.make_model(complete, points.event_shape, None).state_dict()
+    fresh = make_model(complete, points.event_shape, None).state_dict()
     fresh = {name: value.clone() for name, value in fresh.items()}
     trained = fit(points, settings, tmp_path).state_dict()
     assert any(not torch.equal(value, fresh[name]) for name, value in trained.items())
@@ -544,8 +611,8 @@ def test_data_are_checked_before_any_training(points: data.DataSet, tmp_path: Pa
 
 def test_settings_are_complete(points: data.DataSet, tmp_path: Path) -> None:
     whole = recipe(TINY, image=False, levels=None)
-    reverse = recipes.make_model(whole, (2,), None)
-    objective = recipes.make_objective(whole)
+    reverse = make_model(whole, (2,), None)
+    objective = make_objective(whole)
     settings = replace(TINY, learning_rate=None, weight_decay=None)
     with pytest.raises(ValueError, match="with learning_rate, weight_decay .*; got None"):
         training.fit(reverse, objective, points, settings, tmp_path)
@@ -556,18 +623,19 @@ def test_training_gives_no_advice(points: data.DataSet, tmp_path: Path) -> None:
     """In a process of its own, whose output pytest does not hold."""
     code = """
 import logging, sys
-from pyrodiff import ForwardChain, ReverseChain, data, training
+from pyrodiff import ForwardChain, ReverseChain, data
 from pyrodiff.denoisers import NoiseDenoiser
 from pyrodiff.networks import ResidualMLP
 from pyrodiff.objectives import NoiseLoss
 from pyrodiff.schedules import LogSNRSchedule
+from pyrodiff.training import fit
 from pyrodiff.runs.settings import FitSettings, recipe
 network = ResidualMLP((2,), width=4, blocks=1)
 reverse = ReverseChain(NoiseDenoiser(network), ForwardChain(LogSNRSchedule(), 3), (2,))
 settings = recipe(FitSettings(steps=2, batch_size=8, validate_every=2), image=False, levels=None)
 data = data.load("moons")
 before = logging.getLogger("lightning.pytorch").level
-training.fit(reverse, NoiseLoss(), data, settings, sys.argv[1], progress=False)
+fit(reverse, NoiseLoss(), data, settings, sys.argv[1], progress=False)
 assert logging.getLogger("lightning.pytorch").level == before
 """
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -597,7 +665,7 @@ def test_averaging_copies_the_chain_with_names_of_its_own(points: data.DataSet) 
     import copy
 
     settings = recipe(TINY, image=False, levels=None)
-    reverse = recipes.make_model(settings, points.event_shape, None)
+    reverse = make_model(settings, points.event_shape, None)
     twin = copy.deepcopy(reverse)
     names = [{name for name, _ in chain.named_pyro_params()} for chain in (reverse, twin)]
     assert names[0] == names[1] and names[0]

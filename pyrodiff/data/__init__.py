@@ -17,7 +17,7 @@ a folder                           images of one size and mode, 256 levels
 =================================  ================================================================
 
 Integer arrays of at least three axes are discrete, everything else is continuous unless ``levels``
-is given. Files are not trusted: see :mod:`pyrodiff.data.files`.
+is given. Files are not trusted: see ``pyrodiff.data.files``.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ def load(
     context: Context | None = None,
     key: str | None = None,
 ) -> DataSet:
-    """A data set by name (one of :data:`NAMES`) or from a path.
+    """A data set by name (one of ``NAMES``) or from a path.
 
-    A string that is a name means the named set, ``Path("digits")`` or ``"./digits"`` the folder.
-    Files and folders without splits of their own are split 80/10/10 by the seed; one with train
-    and test alone gives a tenth of train to validation.
+    A string that is a name means the named set; ``Path("digits")`` or ``"./digits"`` is the folder.
+    Files and folders without splits of their own are split 80/10/10 by the seed; of those with
+    train and test alone, a tenth of train becomes the validation split.
 
     Args:
         source: a name, or the path of a ``.npy``, ``.npz``, ``.csv``, ``.csv.gz`` or ``.parquet``
             file or of a folder of images.
         seed: for the points of a plane density and for random splits; 0 to 2**32 - 1. The split of
             "digits" is fixed.
-        num_samples: points in all of a plane density (10,000).
-        standardize: whether continuous data are put to mean 0 and standard deviation 1 per column
-            or pixel, as measured on the train split. Discrete data always go to the grid.
+        num_samples: total number of points of a plane density; default 10,000.
+        standardize: whether continuous data are standardised to mean 0 and standard deviation 1 per
+            column or pixel of the train split.  Discrete data always go to the grid.
         levels: makes the data of a file discrete, integers 0 to levels - 1; for integer arrays of
             three axes or more, and images, 256 is the default (2 for Boolean arrays).
         context: what the model is conditioned on, as given, never standardised. "label" for
@@ -78,12 +78,12 @@ def load(
 
     Raises:
         ValueError: for an unknown name, an option that the source does not have, a file that cannot
-            be read or is not trusted, and data that :mod:`pyrodiff.data.prepare` refuses.
+            be read or is not trusted, and data that ``pyrodiff.data.prepare`` refuses.
         FileNotFoundError: if the path does not exist.
         ImportError: for ``.parquet`` without pyarrow.
     """
     if not 0 <= seed < 2**32:
-        raise ValueError(f"Expected a seed from 0 to 2**32 - 1; got {seed}")
+        raise ValueError(f"Expected a seed from 0 to 2**32 - 1; got {seed}.")
     if isinstance(source, str) and source in NAMES:
         _refuse_options(source, levels=levels, key=key)
         if source == "digits":
@@ -93,33 +93,40 @@ def load(
         drawn, log_prob = plane(source, seed, num_samples)
         return prepare(drawn, standardize=standardize, log_prob=log_prob)
     _refuse_options("a file", num_samples=num_samples)
-    path = _find(source)
+    path = _existing(source)
     try:
-        found = _read(path, context, key)
-        return prepare(found, seed=seed, standardize=standardize, levels=levels)
+        content = _read(path, context, key)
+        return prepare(content, seed=seed, standardize=standardize, levels=levels)
     except MemoryError as error:
-        raise ValueError(f"Expected data that fit into memory; got {path}, which do not") from error
+        raise ValueError(
+            f"Expected data that fit into memory; got {path}, which do not."
+        ) from error
 
 
 def _refuse_options(source: str, **options: object) -> None:
     """Refuse options that would have no effect."""
     for name, value in options.items():
         if value is not None:
-            raise ValueError(f"Expected no {name}= for {source!r}; got {name}={short(value)}")
+            raise ValueError(f"Expected no {name}= for {source!r}; got {name}={short(value)}.")
 
 
-def _find(source: str | Path) -> Path:
-    """The path, if it exists; otherwise the error that helps most."""
+def _existing(source: str | Path) -> Path:
+    """The path, if it exists.
+
+    Raises:
+        ValueError: a string that looks like a name.
+        FileNotFoundError: any other that does not exist.
+    """
     path = Path(source).expanduser()
     if path.exists():
         return path
     if isinstance(source, str) and path.name == source and not path.suffix:
         near = get_close_matches(source.lower(), NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
             f"Expected one of {', '.join(NAMES)}, or a path; got {short(source)}{hint}"
         )
-    raise FileNotFoundError(f"Expected a file or folder; got {path}, which does not exist")
+    raise FileNotFoundError(f"Expected a file or folder; got {path}, which does not exist.")
 
 
 def _read(path: Path, context: Context | None, key: str | None) -> Source:
@@ -139,5 +146,5 @@ def _read(path: Path, context: Context | None, key: str | None) -> Source:
         return read_parquet(path, context)
     raise ValueError(
         "Expected a .npy, .npz, .csv, .csv.gz or .parquet file or a folder of images; "
-        f"got {short(path.name)}"
+        f"got {short(path.name)}."
     )

@@ -15,8 +15,8 @@ from typing import IO, Any
 import numpy as np
 
 from pyrodiff.checks import listed, reason, short
-from pyrodiff.data.files import Context, check_bytes, unreadable
-from pyrodiff.data.prepare import Array, Source, take_columns
+from pyrodiff.data.files import Array, Context, check_bytes, unreadable
+from pyrodiff.data.prepare import Source, take_columns
 
 __all__ = ["MAX_HEADER", "read_npy", "read_npz"]
 
@@ -48,14 +48,14 @@ def read_npy(path: Path, context: Context | None = None) -> Source:
 
 
 def read_npz(path: Path, context: Context | None = None, key: str | None = None) -> Source:
-    """Arrays from a ``.npz`` file: the only one, the one at ``key``, or splits of its own.
+    """Arrays from a ``.npz`` file: its only one, the one at ``key``, or its splits.
 
     Splits are the keys train, test and perhaps validation (or valid, val), bare or after ``x_`` or
     ``X_``. A ``context`` that is a string names other arrays: "y" is y_train, y_test, ... beside
     splits, and the array y beside a single array. Otherwise it is columns of a table, by position.
 
     Raises:
-        ValueError: if the keys are others (it lists them), for anything but whole numeric arrays,
+        ValueError: for other keys (the message lists them), for anything but whole numeric arrays,
             and above the size limit.
     """
     try:
@@ -65,12 +65,12 @@ def read_npz(path: Path, context: Context | None = None, key: str | None = None)
                 for info in archive.infolist()
                 if info.filename.endswith(".npy")
             }
-            wanted = _choose_keys(members, context if isinstance(context, str) else None, key)
-            chosen = {name for group in wanted for name in group.values()}
+            groups = _choose_keys(members, context if isinstance(context, str) else None, key)
+            chosen = {name for group in groups for name in group.values()}
             check_bytes(sum(members[name].file_size for name in chosen), path)
             arrays, contexts = (
                 {split: _read_member(archive, members[name], path) for split, name in group.items()}
-                for group in wanted
+                for group in groups
             )
     except _BROKEN_ZIP as error:
         raise unreadable(path, "a .npz file that is whole", error) from error
@@ -88,18 +88,18 @@ def _read_array(stream: IO[bytes], size: int, label: str) -> Array:
     if dtype.hasobject:
         raise ValueError(
             f"Expected an array of numbers; got objects in {label}: they are pickles, "
-            "which run code when loaded, so they are never loaded"
+            "which run code when loaded, so they are never loaded."
         )
     if dtype.kind not in "biuf":
         raise ValueError(
-            f"Expected an array of numbers; got dtype {short(str(dtype))[1:-1]} in {label}"
+            f"Expected an array of numbers; got dtype {short(str(dtype))[1:-1]} in {label}."
         )
     declared = math.prod(shape) * dtype.itemsize
     check_bytes(declared, label)
     if min(shape, default=0) < 0 or declared != size - start:
         raise ValueError(
             f"Expected {declared} bytes of data for shape {short(shape)} and dtype {dtype}; "
-            f"got {size - start} in {label} (is it truncated?)"
+            f"got {size - start} in {label} (is it truncated?)."
         )
     data = np.empty(declared, dtype=np.uint8)
     view, filled = data.data, min(len(head) - start, declared)
@@ -110,7 +110,7 @@ def _read_array(stream: IO[bytes], size: int, label: str) -> Array:
         view[filled : filled + len(chunk)] = chunk
         filled += len(chunk)
     if filled != declared:
-        raise ValueError(f"Expected {declared} bytes of data; got {filled} in {label}")
+        raise ValueError(f"Expected {declared} bytes of data; got {filled} in {label}.")
     return data.view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
@@ -124,12 +124,12 @@ def _read_array_header(head: bytes, label: str) -> tuple[int, tuple[int, ...], b
     try:
         version = np.lib.format.read_magic(buffer)
         if version not in readers:
-            raise ValueError(f"format version {version}")
+            raise ValueError(f"format version {version}.")
         shape, fortran, dtype = readers[version](buffer, max_header_size=MAX_HEADER)
     except Exception as error:  # a hostile literal can raise nearly anything
         raise ValueError(
             f"Expected a NumPy array with a header of at most {MAX_HEADER} bytes; got {label}, "
-            f"which has none or a broken one ({reason(error)}); pickles are never loaded"
+            f"which has none or a broken one ({reason(error)}); pickles are never loaded."
         ) from error
     return buffer.tell(), shape, fortran, dtype
 
@@ -139,7 +139,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) ->
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(
             f"Expected members stored or deflated, as NumPy writes them; got {info.filename} of "
-            f"{path} compressed in another way"
+            f"{path} compressed in another way."
         )
     with archive.open(info) as stream:
         return _read_array(stream, info.file_size, f"{path}:{info.filename}")
@@ -152,7 +152,7 @@ def _choose_keys(
     names = listed(keys) or "none"
     if key is not None and key not in keys:
         near = get_close_matches(key, list(keys), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"Expected a key among {names}; got {short(key)}{hint}")
     chosen = {} if key is not None else _split_keys(keys, ("", "x_", "X_"))
     contexts: dict[str, str] = {}
@@ -161,7 +161,7 @@ def _choose_keys(
         if len(data) != 1:
             raise ValueError(
                 "Expected a single array, or keys train and test, or x_train and x_test; "
-                f"got the keys {names}: choose one with key="
+                f"got the keys {names}: choose one with key=."
             )
         chosen = {"all": data[0]}
         contexts = {"all": context} if context is not None and context in keys else {}
@@ -170,7 +170,7 @@ def _choose_keys(
     if context is not None and set(contexts) != set(chosen):
         raise ValueError(
             f"Expected the context {short(context)} beside {listed(chosen.values())}; "
-            f"got the keys {names}"
+            f"got the keys {names}."
         )
     return chosen, contexts
 
@@ -178,7 +178,7 @@ def _choose_keys(
 def _split_keys(keys: Mapping[str, object], prefixes: Sequence[str]) -> dict[str, str]:
     """The keys of train, test and perhaps validation after the first prefix that has both."""
     for prefix in prefixes:
-        found = {
+        names = {
             split: prefix + name
             for split, spellings in {
                 "train": ("train",),
@@ -188,6 +188,6 @@ def _split_keys(keys: Mapping[str, object], prefixes: Sequence[str]) -> dict[str
             for name in spellings
             if prefix + name in keys
         }
-        if "train" in found and "test" in found:
-            return found
+        if "train" in names and "test" in names:
+            return names
     return {}

@@ -1,12 +1,11 @@
-r"""What a data set is: three splits in model units, and the map back to the data's own units.
+"""A data set: three splits in model units, and the map back to the data's own units.
 
-Models see :math:`z = (x - a) / s`, elementwise, where :math:`x` is the data as given. For a density
+Models see z = (x − a)/s, elementwise, where x is the data as given.  For a density
 
-.. math:: \log p_x(x) = \log p_z(z) + \log\left|\frac{dz}{dx}\right|
-          = \log p_z(z) - \sum_i \log s_i,
+    log p_x(x) = log p_z(z) + log|dz/dx| = log p_z(z) − Σ_i log s_i,
 
 so log-likelihoods of differently scaled versions of one data set differ by a constant, which
-:meth:`DataSet.log_density_offset` gives. Probabilities of discrete data need no such term.
+``DataSet.log_density_offset`` gives.  Probabilities of discrete data need no such term.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ __all__ = ["Affine", "DataSet"]
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """The elementwise map z = (x - shift) / scale from the data as given (x) to model units (z).
+    """The elementwise map z = (x − shift)/scale from the data as given (x) to model units (z).
 
     Args:
         shift: float64, broadcastable to the event shape, in units of x.
@@ -41,23 +40,23 @@ class Affine:
         if self.shift.dtype != torch.float64 or self.scale.dtype != torch.float64:
             raise ValueError(
                 "Expected shift and scale in float64; "
-                f"got {self.shift.dtype} and {self.scale.dtype}"
+                f"got {self.shift.dtype} and {self.scale.dtype}."
             )
         if not torch.isfinite(self.shift).all():
-            raise ValueError("Expected a finite shift; got a value that is NaN or infinite")
+            raise ValueError("Expected a finite shift; got a value that is NaN or infinite.")
         if not (torch.isfinite(self.scale) & (self.scale > 0)).all():
-            raise ValueError(f"Expected a positive, finite scale; got {self.scale.min():g}")
+            raise ValueError(f"Expected a positive, finite scale; got {self.scale.min():g}.")
 
     def forward(self, x: Tensor) -> Tensor:
-        """z = (x - shift) / scale for x (..., *event_shape), in float64 on x's device."""
+        """z = (x − shift)/scale for x of shape (…, *event_shape), in float64 on the device of x."""
         return (x.to(torch.float64) - self.shift.to(x.device)) / self.scale.to(x.device)
 
     def inverse(self, z: Tensor) -> Tensor:
-        """x = shift + scale * z for z (..., *event_shape), in float64 on z's device."""
+        """x = shift + scale · z for z of shape (…, *event_shape), in float64 on the device of z."""
         return self.shift.to(z.device) + self.scale.to(z.device) * z.to(torch.float64)
 
     def log_abs_det(self, event_shape: Sequence[int]) -> float:
-        """log|dz/dx| = -Σ log scale over one event, in nats.
+        """log|dz/dx| = −Σ_i log s_i over one event, in nats.
 
         Raises:
             ValueError: if scale does not broadcast to ``event_shape``.
@@ -67,7 +66,8 @@ class Affine:
             scale = self.scale.expand(shape)
         except RuntimeError as error:
             raise ValueError(
-                f"Expected an event shape that {tuple(self.scale.shape)} broadcasts to; got {shape}"
+                f"Expected an event shape that {tuple(self.scale.shape)} broadcasts to; got "
+                f"{shape}."
             ) from error
         return -float(scale.log().sum())
 
@@ -77,7 +77,7 @@ class DataSet:
     """Three splits of one data set, in model units.
 
     Args:
-        name: what figures and tables call it.
+        name: in figures and tables.
         train: (N, *event_shape), float32, model units; the only split that ``transform`` is
             fitted on.
         validation: likewise, for stopping and choosing.
@@ -89,8 +89,8 @@ class DataSet:
         train_context: (N, *context_shape), float32, or None.
         validation_context: likewise.
         test_context: likewise.
-        log_prob: exact log p in nats, in the units of the data as given, (..., *event_shape) to
-            (...), where it is known.
+        log_prob: exact log p in nats, in the units of the data as given, where it is known; maps
+            (…, *event_shape) to (…).
 
     Raises:
         ValueError: if the splits differ in event shape, are not float32, a context has another
@@ -115,14 +115,14 @@ class DataSet:
             if split.dtype != torch.float32 or tuple(split.shape[1:]) != self.event_shape:
                 raise ValueError(
                     f"Expected float32 splits of event shape {self.event_shape}; "
-                    f"got {split.dtype} of event shape {tuple(split.shape[1:])}"
+                    f"got {split.dtype} of event shape {tuple(split.shape[1:])}."
                 )
             if context is not None and len(context) != len(split):
-                raise ValueError(f"Expected {len(split)} rows of context; got {len(context)}")
+                raise ValueError(f"Expected {len(split)} rows of context; got {len(context)}.")
             for name, values in (("values", split), ("context", context)):
                 if values is not None and not bool(torch.isfinite(values).all()):
                     row = int((~torch.isfinite(values)).flatten(1).any(1).nonzero()[0])
-                    raise ValueError(f"Expected finite {name}; got NaN or infinity in row {row}")
+                    raise ValueError(f"Expected finite {name}; got NaN or infinity in row {row}.")
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -140,7 +140,7 @@ class DataSet:
         return math.prod(self.event_shape)
 
     def log_density_offset(self) -> float:
-        """Nats to add to a model-unit log-likelihood, so that it refers to the data as given.
+        """Nats to add to a log-likelihood in model units for the data as given.
 
         log|dz/dx| for continuous data; 0 for discrete data, whose probabilities have no units.
         """

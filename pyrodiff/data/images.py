@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pyrodiff.data.files import check_bytes, unreadable
-from pyrodiff.data.prepare import Array, Source
+from pyrodiff.data.files import Array, check_bytes, unreadable
+from pyrodiff.data.prepare import Source
 
 __all__ = ["read_folder"]
 
@@ -20,7 +20,7 @@ def read_folder(path: Path) -> Source:
     """The images of a folder in the order of their names, as uint8 (N, H, W) or (N, H, W, 3).
 
     If the folder has subfolders train and test, and perhaps validation (or valid, val), these are
-    the splits. Files with other endings than those of images are passed over.
+    the splits. Files whose endings are not those of images are skipped.
 
     Raises:
         ValueError: for a folder without images; for the first file that cannot be read, has more
@@ -39,7 +39,7 @@ def read_folder(path: Path) -> Source:
 
 
 def _list_images(folder: Path) -> list[Path]:
-    """The image files of a folder, sorted by name; hidden files and subfolders are passed over."""
+    """The image files of a folder, sorted by name; hidden files and subfolders are skipped."""
     files = sorted(
         file
         for file in folder.iterdir()
@@ -48,7 +48,7 @@ def _list_images(folder: Path) -> list[Path]:
     if not files:
         raise ValueError(
             f"Expected images ({', '.join(SUFFIXES)}) in {folder}; got none "
-            "(subfolders other than train, test and validation are not searched)"
+            "(subfolders other than train, test and validation are not searched)."
         )
     return files
 
@@ -61,20 +61,20 @@ def _check_headers(files: Sequence[Path]) -> tuple[int, ...]:
     for file in files:
         try:
             with Image.open(file, formats=FORMATS) as image:
-                found = (image.size, image.mode)
+                kind = (image.size, image.mode)
                 frames = getattr(image, "n_frames", 1)
         except Exception as error:  # decoders of damaged files raise nearly anything
             raise unreadable(file, "an image that is whole", error) from error
-        if found[1] not in ("L", "RGB") or frames != 1:
+        if kind[1] not in ("L", "RGB") or frames != 1:
             raise ValueError(
                 "Expected one frame of mode L (8-bit grayscale) or RGB; "
-                f"got {frames} of mode {found[1]} in {file}"
+                f"got {frames} of mode {kind[1]} in {file}."
             )
-        first = first or found
-        if found != first:
+        first = first or kind
+        if kind != first:
             raise ValueError(
                 f"Expected images of one size and mode, {first[0]} {first[1]} as {files[0].name}; "
-                f"got {found[0]} {found[1]} in {file}"
+                f"got {kind[0]} {kind[1]} in {file}."
             )
     assert first is not None
     (width, height), mode = first

@@ -1,14 +1,14 @@
-r"""Data sets with a name: scikit-learn's digits, and three plane densities drawn from a seed.
+"""Data sets with a name: scikit-learn's digits, and three plane densities drawn from a seed.
 
 The plane densities are known, in the units of the data as given:
 
 - ``mixture``: eight Gaussians of standard deviation 0.2 on a circle of radius 2, equally likely;
 - ``checkerboard``: uniform, 1/32, on eight of the 4 x 4 squares of [-4, 4)²;
-- ``moons``: :math:`p(x) = \tfrac1{2\pi} \sum_m \int_0^\pi N(x; c_m(\theta), 0.1^2)\, d\theta` with
-  :math:`c_1 = (\cos\theta, \sin\theta)` and :math:`c_2 = (1 - \cos\theta, 1/2 - \sin\theta)`.
+- ``moons``: p(x) = 1/(2π) Σ_m ∫_0^π N(x; c_m(θ), 0.1²) dθ with c_1 = (cos θ, sin θ) and
+  c_2 = (1 − cos θ, 1/2 − sin θ).
 
-Their points are independent draws. (Scikit-learn's ``make_moons`` puts its points on an equally
-spaced grid of angles, so that its rows are not.)
+Their points are independent draws.  (Those of scikit-learn's ``make_moons`` are not: they lie on an
+equally spaced grid of angles.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrodiff.data.prepare import MIN_ROWS, Array, Source
+from pyrodiff.data.files import Array
+from pyrodiff.data.prepare import MIN_ROWS, Source
 
 __all__ = ["NAMES", "MixtureParameters", "digits", "mixture_parameters", "plane"]
 
@@ -63,7 +64,7 @@ def digits(context: str | None = None) -> Source:
         ValueError: for another context.
     """
     if context not in (None, "label"):
-        raise ValueError(f"Expected context='label' or none for 'digits'; got {context!r}")
+        raise ValueError(f"Expected context='label' or none for 'digits'; got {context!r}.")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -93,7 +94,7 @@ def plane(
     """
     count = 10_000 if num_samples is None else num_samples
     if count < MIN_ROWS:
-        raise ValueError(f"Expected at least {MIN_ROWS} samples; got {count}")
+        raise ValueError(f"Expected at least {MIN_ROWS} samples; got {count}.")
     draw, log_prob = _PLANE[name]
     points = draw(np.random.RandomState(seed), count)
     tenth = count // 10
@@ -108,7 +109,7 @@ def plane(
 def _check_plane(x: Tensor) -> Tensor:
     """Points of the plane, in float64."""
     if x.ndim < 1 or x.shape[-1] != 2:
-        raise ValueError(f"Expected points of the plane (..., 2); got shape {tuple(x.shape)}")
+        raise ValueError(f"Expected points of the plane (..., 2); got shape {tuple(x.shape)}.")
     return x.to(torch.float64)
 
 
@@ -119,8 +120,8 @@ def _draw_mixture(random: np.random.RandomState, count: int) -> Array:
 
 
 def _mixture_log_prob(x: Tensor) -> Tensor:
-    """log Σ_k w_k N(x; μ_k, s²) in nats, (..., 2) to (...)."""
-    weights, means, scale = (part.to(x.device) for part in mixture_parameters())
+    """log Σ_k w_k N(x; μ_k, s²) in nats, (…, 2) to (…)."""
+    weights, means, scale = (parameter.to(x.device) for parameter in mixture_parameters())
     squared = ((_check_plane(x).unsqueeze(-2) - means) / scale).square().sum(-1)
     log_norm = (2 * math.pi * scale**2).log()
     return torch.logsumexp(weights.log() - squared / 2 - log_norm, dim=-1)
@@ -139,7 +140,7 @@ def _draw_checkerboard(random: np.random.RandomState, count: int) -> Array:
 
 
 def _checkerboard_log_prob(x: Tensor) -> Tensor:
-    """-log 32 on the dark squares and -inf elsewhere, in nats, (..., 2) to (...)."""
+    """−log 32 on the dark squares and −∞ elsewhere, in nats, (…, 2) to (…)."""
     square = torch.floor(_check_plane(x) / 2 + 2)
     dark = ((square >= 0) & (square < 4)).all(-1) & (square.sum(-1) % 2 == 0)
     inside = torch.full(dark.shape, -math.log(32), dtype=torch.float64, device=x.device)
@@ -166,13 +167,13 @@ def _moons_log_prob(x: Tensor) -> Tensor:
     log_weights = torch.from_numpy(np.log(np.tile(weights / 4, 2))).to(x.device)
     log_norm = math.log(2 * math.pi * MOON_SCALE**2)
 
-    def some(points: Tensor) -> Tensor:
+    def log_sum(points: Tensor) -> Tensor:
         distance = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist")
         return torch.logsumexp(log_weights - (distance / MOON_SCALE).square() / 2, dim=-1)
 
-    # By parts: all distances at once would take 4 KB a point.
+    # In blocks: all distances at once would take 4 KB a point.
     flat = _check_plane(x).reshape(-1, 2)
-    log_p = torch.cat([some(flat[i : i + 4096]) for i in range(0, max(len(flat), 1), 4096)])
+    log_p = torch.cat([log_sum(flat[i : i + 4096]) for i in range(0, max(len(flat), 1), 4096)])
     return (log_p - log_norm).reshape(x.shape[:-1])
 
 

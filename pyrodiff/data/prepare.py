@@ -1,28 +1,22 @@
-r"""From arrays to a :class:`DataSet`: check, split, put into model units.
-
-Continuous data are standardised with the mean and the standard deviation of the *train* split,
-per column or pixel. Discrete data, integers :math:`k \in \{0, \dots, L - 1\}`, go to the grid
-:math:`z = -1 + 2 k / (L - 1)`. Everything is float64 until the last step, which casts to float32.
-"""
+"""From arrays to a ``DataSet``: check, split, put into model units (``units``)."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrodiff.checks import listed, short
-from pyrodiff.data.dataset import Affine, DataSet
+from pyrodiff.data.dataset import DataSet
+from pyrodiff.data.files import Array
+from pyrodiff.data.units import name_position, to_float32, to_grid, to_standard
 
-__all__ = ["MIN_ROWS", "Array", "Source", "prepare", "take_columns"]
+__all__ = ["MAX_CLASSES", "MIN_ROWS", "Source", "prepare", "take_columns"]
 
-Array = NDArray[Any]
 MIN_ROWS = 10
 MAX_CLASSES = 1_000
 MAX_LEVELS = 2**16
@@ -31,9 +25,13 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Source:
-    """Data as given: one array under "all", or one under "train", "test" and maybe "validation".
+    """Data as given.
 
-    ``columns`` names the columns of a table; ``contexts`` has the keys of ``arrays``.
+    Args:
+        name: of the data set.
+        arrays: one array under "all", or one under "train", "test" and perhaps "validation".
+        contexts: with the keys of ``arrays``.
+        columns: the names of the columns of a table.
     """
 
     name: str
@@ -51,22 +49,22 @@ def take_columns(source: Source, context: str | int | Sequence[str | int]) -> So
     width = next(iter(source.arrays.values())).shape[1:]
     if len(width) != 1:
         raise ValueError(
-            f"Expected a table (N, d) to take context columns from; got shape (N, *{width})"
+            f"Expected a table (N, d) to take context columns from; got shape (N, *{width})."
         )
     names = source.columns or tuple(str(i) for i in range(width[0]))
-    wanted = [context] if isinstance(context, str | int) else list(context)
-    positions = [_position(column, names) for column in wanted]
-    kept = [i for i in range(len(names)) if i not in positions]
-    if not kept or not positions:
+    chosen = [context] if isinstance(context, str | int) else list(context)
+    positions = [_position(column, names) for column in chosen]
+    others = [i for i in range(len(names)) if i not in positions]
+    if not others or not positions:
         raise ValueError(
             "Expected some columns as context and some as data; "
-            f"got {short(wanted)} of {len(names)}"
+            f"got {short(chosen)} of {len(names)}."
         )
     return replace(
         source,
-        arrays={split: array[:, kept] for split, array in source.arrays.items()},
+        arrays={split: array[:, others] for split, array in source.arrays.items()},
         contexts={s: a[:, positions].astype(np.float64) for s, a in source.arrays.items()},
-        columns=tuple(names[i] for i in kept),
+        columns=tuple(names[i] for i in others),
     )
 
 
@@ -80,33 +78,27 @@ def prepare(
 ) -> DataSet:
     """Check ``source``, split it by ``seed`` where it has no splits, and put it into model units.
 
-    Warns (``UserWarning``) of columns of whole numbers among continuous data.
+    Warns (``UserWarning``) of columns of whole numbers in continuous data.
 
     Raises:
         ValueError: for data that are not numbers, not finite, too few, of an unknown layout, off
             the grid of ``levels``, or constant in a column that is to be standardised.
     """
-    for split, array in source.arrays.items():
-        _check_numbers(array, split, source.columns)
-    if levels is None:
-        levels = _default_levels(source.arrays)
-    if levels is not None:
-        for array in source.arrays.values():
-            _check_grid(array, levels)
+    levels = _check_values(source, levels)
     events = {split: _to_events(array) for split, array in source.arrays.items()}
     _check_rows(events, source.contexts)
     if levels is None:
         _warn_of_atoms(events, source)
     rows = _split_rows({split: len(array) for split, array in events.items()}, seed)
-    parts = {split: events[key][index] for split, (key, index) in rows.items()}
+    splits = {split: events[key][index] for split, (key, index) in rows.items()}
     contexts: dict[str, Tensor] = {}
     if source.contexts is not None:
         encoded = _encode_context(source.contexts)
         contexts = {f"{s}_context": encoded[key][index] for s, (key, index) in rows.items()}
     if levels is not None:
-        transform, tensors = _to_grid(parts, levels)
+        transform, tensors = to_grid(splits, levels)
     else:
-        transform, tensors = _to_standard(parts, standardize, source.columns)
+        transform, tensors = to_standard(splits, standardize, source.columns)
     return DataSet(
         name=source.name,
         transform=transform,
@@ -123,13 +115,24 @@ def _position(column: str | int, names: Sequence[str]) -> int:
         return column
     if isinstance(column, str) and column in names:
         return names.index(column)
-    raise ValueError(f"Expected a column among {listed(names)}; got {short(column)}")
+    raise ValueError(f"Expected a column among {listed(names)}; got {short(column)}.")
+
+
+def _check_values(source: Source, levels: int | None) -> int | None:
+    """Refuse values that are not numbers or not on the grid; returns the number of levels."""
+    for split, array in source.arrays.items():
+        _check_numbers(array, split, source.columns)
+    levels = _default_levels(source.arrays) if levels is None else levels
+    if levels is not None:
+        for array in source.arrays.values():
+            _check_grid(array, levels)
+    return levels
 
 
 def _check_numbers(array: Array, split: str, columns: Sequence[str] | None = None) -> None:
-    """Refuse what is not a finite real number, and say where the first such value is."""
+    """Refuse values that are not finite real numbers, and say where the first one is."""
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"Expected real numbers; got an array of dtype {array.dtype}")
+        raise ValueError(f"Expected real numbers; got an array of dtype {array.dtype}.")
     if array.dtype.kind != "f":
         return
     bad = ~np.isfinite(array)
@@ -140,9 +143,9 @@ def _check_numbers(array: Array, split: str, columns: Sequence[str] | None = Non
             f"Expected finite values; got {count} NaN or infinite"
             f"{'' if split == 'all' else f' in {split}'}, the first ({array[index]}) at "
             + (
-                f"row {index[0]}, column {short(columns[index[1]])}"
+                f"row {index[0]}, column {short(columns[index[1]])}."
                 if columns
-                else f"index {index}"
+                else f"index {index}."
             )
         )
 
@@ -156,32 +159,34 @@ def _default_levels(arrays: dict[str, Array]) -> int | None:
 
 
 def _check_grid(array: Array, levels: int) -> None:
-    """Refuse values that are not integers 0 .. levels - 1."""
+    """Refuse values that are not integers 0 … levels − 1."""
     if levels < 2:
-        raise ValueError(f"Expected at least 2 levels; got {levels}")
+        raise ValueError(f"Expected at least 2 levels; got {levels}.")
     if levels > MAX_LEVELS:
-        raise ValueError(f"Expected at most {MAX_LEVELS} levels; got {levels}")
+        raise ValueError(f"Expected at most {MAX_LEVELS} levels; got {levels}.")
     if not array.size:
         return
     low, high = array.min(), array.max()
     if low < 0 or high > levels - 1:
         raise ValueError(
             f"Expected integers 0 to {levels - 1} for levels={levels}; got values from {low} "
-            f"to {high}"
+            f"to {high}."
         )
     if array.dtype.kind == "f" and (array != np.floor(array)).any():
         fraction = array[array != np.floor(array)][0]
-        raise ValueError(f"Expected integers 0 to {levels - 1} for levels={levels}; got {fraction}")
+        raise ValueError(
+            f"Expected integers 0 to {levels - 1} for levels={levels}; got {fraction}."
+        )
 
 
 def _warn_of_atoms(events: dict[str, Array], source: Source) -> None:
-    """Say which columns of continuous data hold whole numbers alone; images by all their pixels."""
+    """Warn of columns of continuous data that hold only whole numbers, and of such images."""
     every = [(array == np.floor(array)).all(axis=0) for array in events.values()]
     whole: Array = np.asarray(np.all(every, axis=0))
     if whole.ndim > 1:
         names = ["all pixels"] if whole.all() else []
     else:
-        names = [_name_position((int(i),), source.columns) for i in np.flatnonzero(whole)]
+        names = [name_position((int(i),), source.columns) for i in np.flatnonzero(whole)]
     if names:
         count = f" ({len(names)} of {len(whole)} columns)" if whole.ndim == 1 else ""
         warnings.warn(
@@ -207,7 +212,7 @@ def _to_events(array: Array) -> Array:
         return array
     raise ValueError(
         "Expected an array (N,), (N, d), (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 "
-        f"channels C; got shape {short(array.shape)}"
+        f"channels C; got shape {short(array.shape)}."
     )
 
 
@@ -219,17 +224,17 @@ def _check_rows(events: dict[str, Array], contexts: dict[str, Array] | None) -> 
         if len(array) < least:
             raise ValueError(
                 f"Expected at least {least} rows{'' if split == 'all' else f' in {split}'}; "
-                f"got {len(array)}"
+                f"got {len(array)}."
             )
         if 0 in array.shape or array.shape[1:] != first:
             raise ValueError(
                 "Expected splits of one event shape, none of it empty; "
-                f"got {first} and {array.shape[1:]}"
+                f"got {first} and {array.shape[1:]}."
             )
         if contexts is not None and contexts[split].shape[:1] != (len(array),):
             raise ValueError(
                 f"Expected as many rows of context as of data ({len(array)}); "
-                f"got {contexts[split].shape[0] if contexts[split].ndim else 'a single value'}"
+                f"got {contexts[split].shape[0] if contexts[split].ndim else 'a single value'}."
             )
 
 
@@ -263,67 +268,11 @@ def _encode_context(contexts: dict[str, Array]) -> dict[str, Tensor]:
         classes = max(int(a.max()) for a in contexts.values()) + 1
         if low < 0 or classes > MAX_CLASSES:
             raise ValueError(
-                f"Expected labels 0 to at most {MAX_CLASSES - 1}; got {low} to {classes - 1}"
+                f"Expected labels 0 to at most {MAX_CLASSES - 1}; got {low} to {classes - 1}."
             )
         unit = torch.eye(classes)
         return {s: unit[torch.from_numpy(a.astype(np.int64))] for s, a in contexts.items()}
     return {
-        split: _to_float32(a[:, None] if a.ndim == 1 else a, "the context")
+        split: to_float32(a[:, None] if a.ndim == 1 else a, "the context")
         for split, a in contexts.items()
     }
-
-
-def _to_grid(parts: dict[str, Array], levels: int) -> tuple[Affine, dict[str, Tensor]]:
-    """Integers k to the float32 values of ``linspace(-1, 1, levels)``, by look-up."""
-    grid = torch.linspace(-1, 1, levels, dtype=torch.float64).to(torch.float32).numpy()
-    half = torch.tensor((levels - 1) / 2, dtype=torch.float64)
-    tensors = {}
-    for split, array in parts.items():
-        index = array if array.dtype.kind in "iu" else array.astype(np.int64)
-        tensors[split] = torch.from_numpy(np.ascontiguousarray(grid[index]))
-    return Affine(shift=half, scale=half), tensors
-
-
-def _to_standard(
-    parts: dict[str, Array], standardize: bool, columns: Sequence[str] | None
-) -> tuple[Affine, dict[str, Tensor]]:
-    """Standardise with the train split's moments, or leave the data as they are."""
-    shape = parts["train"].shape[1:]
-    shift, scale = np.zeros(shape), np.ones(shape)
-    if standardize:
-        train = parts["train"].astype(np.float64)
-        constant = train.min(axis=0) == train.max(axis=0)
-        if constant.any():
-            index = tuple(int(i) for i in np.unravel_index(int(constant.argmax()), shape))
-            raise ValueError(
-                "Expected values that vary; got a constant "
-                + _name_position(index, columns)
-                + f" ({train[0][index]:g} in all of train): leave it out, "
-                "or give standardize=False, or levels= if the data are discrete"
-            )
-        with np.errstate(over="ignore", invalid="ignore"):
-            shift, scale = train.mean(axis=0), train.std(axis=0)
-        if not (np.isfinite(shift).all() and np.isfinite(scale).all() and (scale > 0).all()):
-            raise ValueError("Expected a mean and a variance that fit float64; got none")
-    transform = Affine(shift=torch.from_numpy(shift), scale=torch.from_numpy(scale))
-    with np.errstate(over="ignore"):
-        return transform, {
-            split: _to_float32((array.astype(np.float64) - shift) / scale, split)
-            for split, array in parts.items()
-        }
-
-
-def _name_position(index: tuple[int, ...], columns: Sequence[str] | None) -> str:
-    """How an error calls a place of an event: a column by name or number, a pixel by (c, i, j)."""
-    if len(index) == 1:
-        return f"column {short(columns[index[0]])}" if columns else f"column {index[0]}"
-    return f"pixel {index}"
-
-
-def _to_float32(array: Array, what: str) -> Tensor:
-    """The final cast; refuses values that float32 cannot hold."""
-    with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(cast).all():
-        raise ValueError(f"Expected values that fit float32; got larger ones in {what}")
-    return torch.from_numpy(cast)

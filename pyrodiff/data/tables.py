@@ -13,8 +13,8 @@ from typing import IO, Any, cast
 import numpy as np
 
 from pyrodiff.checks import short
-from pyrodiff.data.files import Context, FileSizeError, check_bytes, unreadable
-from pyrodiff.data.prepare import Array, Source, take_columns
+from pyrodiff.data.files import Array, Context, FileSizeError, check_bytes, unreadable
+from pyrodiff.data.prepare import Source, take_columns
 
 __all__ = ["read_csv", "read_parquet"]
 
@@ -53,7 +53,7 @@ def read_parquet(path: Path, context: Context | None = None) -> Source:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise ImportError(
-            "Expected pyarrow for .parquet files; got none: pip install 'pyrodiff[parquet]'"
+            "Expected pyarrow for .parquet files; got none: pip install 'pyrodiff[parquet]'."
         ) from error
     try:
         with pq.ParquetFile(path) as file:
@@ -67,11 +67,11 @@ def read_parquet(path: Path, context: Context | None = None) -> Source:
             table = file.read(use_threads=False)
         columns = [np.asarray(column.to_numpy(), dtype=np.float64) for column in table.columns]
     except TypeError as error:
-        raise ValueError(f"Expected numeric columns in {path}; got {error}") from error
+        raise ValueError(f"Expected numeric columns in {path}; got {error}.") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise unreadable(path, "a .parquet file that is whole", error) from error
     if not columns:
-        raise ValueError(f"Expected numeric columns in {path}; got none")
+        raise ValueError(f"Expected numeric columns in {path}; got none.")
     values = np.stack(columns, axis=1)
     source = Source(name=path.stem, arrays={"all": values}, columns=tuple(table.column_names))
     return source if context is None else take_columns(source, context)
@@ -118,7 +118,7 @@ def _read_header(path: Path) -> tuple[list[str], bool]:
     counted = [str(i) for i in range(len(first))]
     numbers = [_is_number(field) for field in first]
     if not first:
-        raise ValueError(f"Expected rows of numbers; got none in {path}")
+        raise ValueError(f"Expected rows of numbers; got none in {path}.")
     if all(numbers):
         return counted, first == counted and len(first) > 1
     if any(numbers):
@@ -126,13 +126,13 @@ def _read_header(path: Path) -> tuple[list[str], bool]:
         raise ValueError(
             f"Expected a first row of names alone or of numbers alone in {path}; got "
             f"{short(first[column])} in column {column} beside the number "
-            f"{first[numbers.index(True)][:80]}"
+            f"{first[numbers.index(True)][:80]}."
         )
     if "" in first or len(set(first)) < len(first):
         column = next(i for i, name in enumerate(first) if not name or name in first[:i])
         raise ValueError(
             f"Expected a name of its own for every column of {path}; got {short(first[column])} "
-            f"for column {column} (pandas writes row numbers there unless told index=False)"
+            f"for column {column} (pandas writes row numbers there unless told index=False)."
         )
     return first, True
 
@@ -181,11 +181,11 @@ def _explain_csv(path: Path, names: Sequence[str], has_header: bool) -> None:
             if len(row) != len(names):
                 raise ValueError(
                     f"Expected {len(names)} fields in every row of {path}; "
-                    f"got {len(row)} in row {number}"
+                    f"got {len(row)} in row {number}."
                 )
             for name, field in zip(names, row, strict=True):
                 if not _is_number(field):
                     raise ValueError(
                         f"Expected numbers alone in {path}; "
-                        f"got {short(field)} in row {number}, column {short(name)}"
+                        f"got {short(field)} in row {number}, column {short(name)}."
                     )

@@ -1,17 +1,50 @@
-"""Runs: folders that hold a model, how it came about, and what came of it.
+"""Runs: folders that hold a model, its data and settings, and its results.
 
 config.yaml          model, data and settings, as plain values
 model.safetensors    the averaged weights with the best validation bound
 metrics.csv          a row for every validation
-evaluation.nc        per-sample bound on the test split
+evaluation.nc        the bound of each sample of the test split
 samples.png          samples, and terms.png: L_t against t
-samples.npy          samples that ``sample`` drew, and samples.png in place of fit's
+samples.npy          samples that ``sample`` drew; samples.png then shows them
 checkpoints/         best.ckpt, last.ckpt and previous.ckpt, for fit --resume
 evaluation/          finished batches of evaluations under way, for evaluate --resume
 
-Whoever writes to a run holds its lock (``pyrodiff.serialization.folders``).
+A command that writes to a run holds its lock (``pyrodiff.serialization.folders``).
+
+fitting, evaluation, sampling, comparison   the commands
+settings, choices, build                    from plain values to objects
+folder, dataset                             a run on disk, and its data
+splits, batches, workers                    an evaluation in batches
+groups, report                              runs as models, and what is shown of a comparison
+summary, pictures, terminal                 what is shown of everything else
+
+Names are imported when they are first used: the settings need no torch.
 """
 
-from pyrodiff.runs.commands import evaluate, fit, own_data, read_run, sample
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["evaluate", "fit", "own_data", "read_run", "sample"]
+if TYPE_CHECKING:
+    from pyrodiff.runs.comparison import compare
+    from pyrodiff.runs.dataset import own_data
+    from pyrodiff.runs.evaluation import evaluate
+    from pyrodiff.runs.fitting import fit
+    from pyrodiff.runs.folder import read_run
+    from pyrodiff.runs.sampling import sample
+
+__all__ = ["compare", "evaluate", "fit", "own_data", "read_run", "sample"]
+
+_MODULES = {
+    "compare": "comparison",
+    "evaluate": "evaluation",
+    "fit": "fitting",
+    "own_data": "dataset",
+    "read_run": "folder",
+    "sample": "sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""The results of finished batches, a file each, until all of an evaluation are there.
+"""The results of finished batches, a file each, until an evaluation is complete.
 
 Every file says to which evaluation and to which samples its values belong, by a checksum over both
-and over the values themselves; a file that does not is taken for none.
+and over the values themselves; a file whose checksum differs is ignored.
 """
 
 import contextlib
@@ -18,10 +18,11 @@ from torch import Tensor
 from pyrodiff import serialization
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.result import read_result
+from pyrodiff.runs.choices import FORMER_NAMES, present_names
 from pyrodiff.runs.settings import check_unchanged
 from pyrodiff.serialization.folders import check_free, check_links, remove
 
-__all__ = ["Batches", "checksum", "clear", "read_sealed", "seal"]
+__all__ = ["Batches", "checksum", "clear", "identity", "read_sealed", "seal"]
 
 _SETTINGS = "settings.yaml"
 _OURS = re.compile(r"batch-\d{6,}\.nc|pilot\.safetensors")
@@ -35,8 +36,18 @@ def checksum(*contents: bytes) -> str:
     return digest.hexdigest()[:16]
 
 
+def identity(record: Mapping[str, Any]) -> str:
+    """A checksum of all that the values of an evaluation depend on.
+
+    It is taken of the settings by their former names, as in the files of earlier versions.
+    """
+    former = {present: name for name, present in FORMER_NAMES.items()}
+    items = sorted((former.get(name, name), value) for name, value in record.items())
+    return checksum(repr(items).encode())
+
+
 def seal(result: LogLikelihood, *facts: object) -> str:
-    """A checksum of all that a result holds, and of what it belongs to."""
+    """A checksum of all that a result holds, and of the facts that it belongs to."""
     contents = [repr(facts).encode()]
     for field in fields(result):
         value = getattr(result, field.name)
@@ -46,7 +57,7 @@ def seal(result: LogLikelihood, *facts: object) -> str:
 
 
 def _bytes(value: Tensor) -> bytes:
-    """The same for every NaN; shape and values."""
+    """Shape and values; every NaN gives the same bytes."""
     value = value.double()
     value = torch.where(value.isnan(), torch.nan, value)
     return repr(tuple(value.shape)).encode() + value.numpy().tobytes()
@@ -62,11 +73,11 @@ def read_sealed(path: Path, *facts: object) -> LogLikelihood | None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what evaluations left in a run's folder ``evaluation``, of all kinds."""
+    """Remove what evaluations of any kind left in a run's folder ``evaluation``."""
     check_links(folder.parent, [folder.name])
-    for each in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if (each / _SETTINGS).is_file() and not each.is_symlink():
-            remove(each, lambda name: name == _SETTINGS or _OURS.fullmatch(name))
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if (entry / _SETTINGS).is_file() and not entry.is_symlink():
+            remove(entry, lambda name: name == _SETTINGS or _OURS.fullmatch(name))
     remove(folder, lambda name: False)
 
 
@@ -74,25 +85,30 @@ class Batches:
     """The finished batches of one evaluation.
 
     Args:
-        folder: theirs alone.
+        folder: which holds nothing else.
         record: all that the values depend on, as plain values.
     """
 
     def __init__(self, folder: Path, record: Mapping[str, Any]):
         self.folder, self.record = folder, dict(record)
-        self.identity = checksum(repr(sorted(record.items())).encode())
+        self.identity = identity(record)
 
     def prepare(self, resume: bool) -> None:
-        """Make the folder ready, or refuse to go on with another evaluation's.
+        """Make the folder ready.
 
-        The settings come first and go last, so that what is beside them is always theirs.
+        The settings are written first and removed last, so that all files beside them are theirs.
+
+        Raises:
+            ValueError: batches of other settings (``resume``).
+            FileExistsError: a folder of other files.
         """
         check_links(self.folder.parent.parent, [self.folder.parent.name])
         check_links(self.folder.parent, [self.folder.name])
         path = self.folder / _SETTINGS
         if resume and path.is_file():
-            held = serialization.read_config(path)
-            check_unchanged(self.folder, {k: held[k] for k in held if k != "format"}, self.record)
+            before = present_names(serialization.read_config(path))
+            del before["format"]
+            check_unchanged(self.folder, before, self.record)
             return
         if not path.is_file():
             check_free(self.folder, "an evaluation")
@@ -100,7 +116,7 @@ class Batches:
         serialization.write_config(path, self.record)
 
     def write(self, number: int, indices: range, result: LogLikelihood) -> None:
-        """Keep the result of a batch; all of it is there or none."""
+        """Save the result of a batch, whole or not at all."""
         result.save(self._path(number), seal=seal(result, *self._facts(indices)))
 
     def read(self, batches: Mapping[int, range]) -> dict[int, LogLikelihood]:
@@ -112,7 +128,7 @@ class Batches:
         return {number: result for number, result in results.items() if result is not None}
 
     def remove(self) -> None:
-        """Leave nothing of this evaluation, and no empty folder."""
+        """Remove all files of this evaluation, and folders that are then empty."""
         remove(self.folder, lambda name: name == _SETTINGS or _OURS.fullmatch(name))
         remove(self.folder.parent, lambda name: False)
 

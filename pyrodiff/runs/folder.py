@@ -1,7 +1,7 @@
-"""A run's folder: known by its ``config.yaml``, which comes first and is removed by nobody.
+"""A run's folder, recognised by its ``config.yaml``, which is written first and never removed.
 
-Names that are the run's own are listed here; whatever else lies in the folder is left alone.  The
-configuration holds a checksum over itself, the weights one over themselves.
+The names of the run's own files are listed here; any other file in the folder is left alone.  The
+configuration holds a checksum over itself, and so do the weights.
 """
 
 import contextlib
@@ -13,12 +13,13 @@ from typing import Any
 from pyrodiff import serialization
 from pyrodiff.checks import check_types, conforms, short
 from pyrodiff.runs import batches
+from pyrodiff.runs.choices import present_names
 from pyrodiff.runs.settings import FitSettings, check_unchanged
+from pyrodiff.runs.terminal import say
 from pyrodiff.serialization.files import sweep
 from pyrodiff.serialization.folders import check_free, check_links, locked, remove
-from pyrodiff.training.progress import say
 
-__all__ = ["check", "opened", "prepare", "read_run", "say_if_unsealed", "sealed"]
+__all__ = ["check_folder", "opened", "prepare_folder", "read_run", "say_if_unsealed", "sealed"]
 
 _CONFIG, _SECTIONS = "config.yaml", ("model", "data", "fit")
 _RESULTS = ("model.safetensors", "metrics.csv", "evaluation.nc", "terms.png")
@@ -26,7 +27,7 @@ _SAMPLES = ("samples.png", "samples.npy")
 _FOLDERS = ("checkpoints", "evaluation")
 _NEEDED = {
     "data": ("source", "seed", "levels_found", "shift", "scale", "context_shape"),
-    "fit": ("evaluations", "seed"),
+    "fit": ("calls", "seed"),
 }
 _DATA: dict[str, Any] = {
     "source": str,
@@ -42,7 +43,7 @@ _DATA: dict[str, Any] = {
 
 
 def read_run(run: str | Path) -> dict[str, Any]:
-    """A run's configuration.
+    """A run's configuration; its settings have their present names, whatever those in the file.
 
     Raises:
         FileNotFoundError: no run there.
@@ -55,14 +56,16 @@ def read_run(run: str | Path) -> dict[str, Any]:
     if "checksum" in config and config["checksum"] != _checksum(config):
         raise ValueError(
             f"Expected {path} as it was written; got a text that differs from its checksum. "
-            "Take a copy; or, where you changed it yourself, remove the line of the checksum."
+            "Restore a copy; or, if you changed it yourself, remove the line of the checksum."
         )
+    if isinstance(config.get("fit"), dict):
+        config["fit"] = present_names(config["fit"])
     _check_sections(config, path)
     return config
 
 
 def _check_sections(config: dict[str, Any], path: Path) -> None:
-    """Refuse what no run holds; that a section is missing is said where it is needed."""
+    """Refuse sections that no run holds; a missing section is refused where it is needed."""
     for section in config.keys() & _NEEDED.keys():
         for name in _NEEDED[section]:
             serialization.entry(config[section], name)
@@ -78,22 +81,26 @@ def sealed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checksum(config: dict[str, Any]) -> str:
-    parts = {str(k): v for k, v in config.items() if k not in ("format", "pyrodiff", "checksum")}
-    return batches.checksum(json.dumps(parts, default=str).encode())
+    header = ("format", "pyrodiff", "checksum")
+    content = {str(name): value for name, value in config.items() if name not in header}
+    return batches.checksum(json.dumps(content, default=str).encode())
 
 
 def say_if_unsealed(run: str | Path, config: dict[str, Any]) -> None:
-    """Say so where a run is of a version that kept no checksums."""
+    """Print a line if a run was written by a version without checksums."""
     if "checksum" not in config:
-        text = f"{run}: written without checksums (by pyrodiff {config.get('pyrodiff')}): "
-        say(text + "damage to its weights would go unnoticed.", name="stderr")
+        say(
+            f"{run}: written without checksums (by pyrodiff {config.get('pyrodiff')}): "
+            "damage to its weights would go unnoticed.",
+            name="stderr",
+        )
 
 
-def check(folder: Path, resume: bool, overwrite: bool) -> bool:
-    """Whether ``folder`` holds a run that may be gone on with, or replaced; else it is free.
+def check_folder(folder: Path, resume: bool, overwrite: bool) -> bool:
+    """Whether ``folder`` holds a run, which may be resumed or replaced; if not, it is free.
 
     Raises:
-        FileExistsError: somebody else's folder, or a run that nobody asked to touch.
+        FileExistsError: a folder of other files, or a run without ``resume`` or ``overwrite``.
     """
     if not (folder / _CONFIG).is_file():
         check_free(folder, "a run")
@@ -116,37 +123,37 @@ def check(folder: Path, resume: bool, overwrite: bool) -> bool:
     return True
 
 
-def prepare(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    """Make the folder, which is locked, ready for a run, or refuse to.
+def prepare_folder(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:
+    """Make the folder, which is locked, ready for a run.
 
     Raises:
-        FileExistsError: see ``check``.
+        FileExistsError: see ``check_folder``.
         ValueError: a run of other settings (``resume``).
     """
-    there = check(folder, resume, overwrite)
-    if there and resume:
+    exists = check_folder(folder, resume, overwrite)
+    if exists and resume:
         before = read_run(folder)
         for section in _SECTIONS:
             check_unchanged(folder, serialization.entry(before, section), config[section])
         return
-    if there:
+    if exists:
         _clear(folder)
     serialization.write_config(folder / _CONFIG, sealed(config))
 
 
 def _clear(folder: Path) -> None:
-    """Remove all of a run but its configuration."""
+    """Remove all files of a run but its configuration."""
     from pyrodiff.training.checkpoints import BEST, LAST, PREVIOUS
 
     remove(folder, (_RESULTS + _SAMPLES).__contains__)
-    for name in (LAST, PREVIOUS, BEST):  # what is left can be gone on with
+    for name in (LAST, PREVIOUS, BEST):  # in this order: those that are left can be resumed
         remove(folder / "checkpoints", name.__eq__)
     batches.clear(folder / "evaluation")
 
 
 @contextlib.contextmanager
 def opened(run: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A run's folder, locked, and its configuration, for results to be written into it.
+    """A run's folder, locked so that results can be written into it, and its configuration.
 
     Raises:
         BlockingIOError: another command writes to it.

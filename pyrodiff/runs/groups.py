@@ -1,10 +1,10 @@
-"""Several runs as the models of one comparison: of the same data, named, grouped by training seed.
+"""Runs as the models of one comparison: of the same data, named, grouped by training seed.
 
-A model is what a configuration says beside its training seed, and runs that differ in that seed
-alone are draws of it: the spread between them belongs to the error of its mean.  Values are
-comparable where the samples are the same in the units of the data as given, and were held out from
-the training of every run; both follow from equal splits and equal transforms, which are compared by
-their content, not by where they came from.
+A model is a configuration without its training seed.  Runs that differ in that seed alone are draws
+of one model, and the spread between them is part of the error of its mean.  Values are comparable
+if the samples are the same in the units of the data as given, and were held out from the training
+of every run.  Both follow from equal splits and equal transforms; their contents are compared, not
+where they came from.
 """
 
 import os
@@ -20,8 +20,8 @@ from pyrodiff.data import DataSet
 
 __all__ = ["Model", "check_same_data", "group", "in_order_of_seeds", "unique_names"]
 
-_NOT_TRAINING = {"seed", "evaluations", "samples"}  # settings of fit that make no other model
-_SEED = re.compile(r"[-_. /=]*(?:seeds?)?[-_. /=]*\d*$")  # what names of seeds end in
+_NOT_TRAINING = {"seed", "calls", "samples"}  # settings of fit that do not change the model
+_SEED = re.compile(r"[-_. /=]*(?:seeds?)?[-_. /=]*\d*$")  # the end of a name with a seed
 
 
 class Model(NamedTuple):
@@ -29,7 +29,7 @@ class Model(NamedTuple):
 
     Args:
         name: of the model.
-        runs: their places among the runs given.
+        runs: their indices among the runs of the comparison.
         seeds: their training seeds.
     """
 
@@ -39,74 +39,77 @@ class Model(NamedTuple):
 
 
 def unique_names(folders: Sequence[str]) -> list[str]:
-    """The last part of each path, with as many parts before it as tell it from the others.
+    """The last part of each path, and as many parts before it as make it unique.
 
     Raises:
         ValueError: the same folder twice.
     """
     parts = [Path(folder).resolve().parts for folder in folders]
-    twice = sorted({folders[i] for i, each in enumerate(parts) if each in parts[:i]})
+    twice = sorted({folders[i] for i, path in enumerate(parts) if path in parts[:i]})
     if twice:
         raise ValueError(f"Expected every run once; got {', '.join(twice)} again.")
     names = []
-    for each in parts:
-        count, others = 1, [other for other in parts if other != each]
-        while count < len(each) and any(other[-count:] == each[-count:] for other in others):
+    for path in parts:
+        count, others = 1, [other for other in parts if other != path]
+        while count < len(path) and any(other[-count:] == path[-count:] for other in others):
             count += 1
-        names.append("/".join(each[-count:]))
+        names.append("/".join(path[-count:]))
     return names
 
 
 def group(names: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> list[Model]:
     """The models in the order of their first runs.
 
-    A copy of a run, with the same seed, is no other draw of its model but a model of its own.
+    A copy of a run, with the same seed, is not another draw of its model but a model of its own.
     """
     models: list[tuple[Any, dict[int, int]]] = []
-    for place, config in enumerate(configs):
+    for index, config in enumerate(configs):
         fit = serialization.entry(config, "fit")
         seed = int(fit["seed"])
-        own = {key: value for key, value in fit.items() if key not in _NOT_TRAINING}
-        key = (serialization.entry(config, "model"), own)
-        for known, runs in models:
-            if known == key and seed not in runs:
-                runs[seed] = place
+        training = {key: value for key, value in fit.items() if key not in _NOT_TRAINING}
+        model = (serialization.entry(config, "model"), training)
+        for other, runs in models:
+            if other == model and seed not in runs:
+                runs[seed] = index
                 break
         else:
-            models.append((key, {seed: place}))
-    found, taken = [], set[str]()
+            models.append((model, {seed: index}))
+    grouped, taken = [], set[str]()
     for _, runs in models:
-        places = tuple(runs.values())
-        name = _common_name([names[place] for place in places])
-        if name in taken or (name in names and len(places) > 1):
-            name = names[places[0]] if len(places) == 1 else f"{names[places[0]]} and others"
+        indices = tuple(runs.values())
+        name = _common_name([names[index] for index in indices])
+        if name in taken or (name in names and len(indices) > 1):
+            first = names[indices[0]]
+            name = first if len(indices) == 1 else f"{first} and others"
         taken.add(name)
-        found.append(Model(name, places, tuple(runs)))
-    return found
+        grouped.append(Model(name, indices, tuple(runs)))
+    return grouped
 
 
 def in_order_of_seeds(models: Sequence[Model]) -> list[Model]:
-    """The models with their runs by training seed, the same seeds for all.
+    """The models with their runs in the order of the training seeds, the same for all.
 
     Raises:
-        ValueError: models of other seeds, or of one.
+        ValueError: models of different seeds, or of a single one.
     """
-    found = []
+    ordered = []
     for model in models:
         pairs = sorted(zip(model.seeds, model.runs, strict=True))
         seeds, runs = zip(*pairs, strict=True)
-        found.append(Model(model.name, runs, seeds))
-    if len({model.seeds for model in found}) > 1 or len(found[0].seeds) < 2:
-        told = "; ".join(f"{model.name}: {', '.join(map(str, model.seeds))}" for model in found)
+        ordered.append(Model(model.name, runs, seeds))
+    if len({model.seeds for model in ordered}) > 1 or len(ordered[0].seeds) < 2:
+        seeds_of = "; ".join(
+            f"{model.name}: {', '.join(map(str, model.seeds))}" for model in ordered
+        )
         raise ValueError(
             "Expected for paired seeds the same training seeds of all models, at least two; "
-            f"got {told}."
+            f"got {seeds_of}."
         )
-    return found
+    return ordered
 
 
 def _common_name(names: Sequence[str]) -> str:
-    """What the names begin with, without a seed; the first where they have nothing in common."""
+    """The common beginning of the names, without a seed; the first name where there is none."""
     if len(names) == 1:
         return names[0]
     return _SEED.sub("", os.path.commonprefix(list(names))) or f"{names[0]} and others"
@@ -131,21 +134,21 @@ def check_same_data(
         ValueError: naming the first two runs that differ, and in what.
     """
     facts = [_facts(dataset, split, limit) for dataset in datasets]
-    for place in range(1, len(names)):
-        for what in facts[0]:
-            one, other = facts[0][what], facts[place][what]
-            if not _equal(one, other):
+    for index in range(1, len(names)):
+        for fact, first in facts[0].items():
+            other = facts[index][fact]
+            if not _equal(first, other):
+                hint = isinstance(first, torch.Tensor) and seeds[0] != seeds[index]
                 raise ValueError(
-                    f"Expected runs of the same data in the same units; got another {what}: "
-                    f"{_said(one, seeds[0])} in {names[0]}, "
-                    f"{_said(other, seeds[place])} in {names[place]}."
-                    + (_HINT if isinstance(one, torch.Tensor) and seeds[0] != seeds[place] else "")
+                    f"Expected runs of the same data in the same units; got another {fact}: "
+                    f"{_quoted(first, seeds[0])} in {names[0]}, "
+                    f"{_quoted(other, seeds[index])} in {names[index]}.{_HINT if hint else ''}"
                 )
 
 
 _HINT = (
-    " Samples held out from the one may have trained the other: fit runs that are to be compared "
-    "with one --data-seed."
+    " Samples held out from one run may have been trained on by the other: fit runs that are to be "
+    "compared with one --data-seed."
 )
 
 
@@ -169,7 +172,7 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _said(value: Any, seed: int) -> str:
+def _quoted(value: Any, seed: int) -> str:
     if not isinstance(value, torch.Tensor):
         return "none" if value is None else str(value)
     figures = ", ".join(f"{x:.4g}" for x in value.flatten()[:3].tolist())

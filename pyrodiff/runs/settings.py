@@ -1,70 +1,48 @@
-"""What a run is told: plain values with defaults that depend on the data; no torch is imported.
+"""Settings of the commands: plain values, with defaults that depend on the data; no torch.
 
-``None`` means "chosen for this data"; ``recipe`` fills it in, and a run's ``config.yaml`` holds
-the outcome.
+``None`` means "chosen for the data": ``recipe`` fills it in, and a run's ``config.yaml`` holds the
+complete settings.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from pyrodiff.checks import check_types, short
+from pyrodiff.checks import (
+    check_choice,
+    check_count,
+    check_positive,
+    check_types,
+    renamed,
+    short,
+)
+from pyrodiff.runs.choices import (
+    CHOICES,
+    ESTIMATORS,
+    FORMER_NAMES,
+    NETWORK_DEFAULTS,
+    SPLITS,
+    present_names,
+)
+from pyrodiff.training.settings import Settings, TrainingSettings, check_training
 
 __all__ = [
-    "CHOICES",
-    "ESTIMATORS",
     "FLAGS",
     "ComparisonSettings",
     "EvaluationSettings",
     "FitSettings",
     "check_unchanged",
-    "choose",
     "read_settings",
     "recipe",
 ]
 
-Settings = TypeVar("Settings", "FitSettings", "EvaluationSettings", "ComparisonSettings")
-
-# Estimators and the options that go with each.
-ESTIMATORS: dict[str, tuple[str, ...]] = {
-    "termwise": ("evaluations", "std_error"),
-    "path": ("particles",),
-    "importance": ("particles",),
-    "particle": ("particles",),
-    "flow": ("particles",),
-}
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "objective": ("vlb", "simple", "mean", "hybrid", "min-snr"),
-    "timesteps": ("low-discrepancy", "uniform", "loss-aware", "all"),
-    "denoiser": ("noise", "data", "velocity", "mean"),
-    "variance": ("fixed-small", "fixed-large", "learned-range", "learned-diagonal"),
-    "schedule": ("log-snr", "cosine", "linear"),
-    "decoder": ("categorical", "discretized", "gaussian"),
-    "network": ("mlp", "conv", "unet"),
-    "estimator": tuple(ESTIMATORS),
-    "split": ("train", "validation", "test"),
-}
+Kind = TypeVar("Kind", "FitSettings", "EvaluationSettings", "ComparisonSettings")
 
 
-def choose(kind: str, name: str) -> str:
-    """``name`` if it is one of the choices of ``kind``; else a ValueError with the near match."""
-    if name in CHOICES[kind]:
-        return name
-    near = get_close_matches(name, CHOICES[kind], n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"Expected {kind} to be one of {CHOICES[kind]}; got {name!r}{hint}")
-
-
-_POSITIVE = (
-    *("width", "blocks", "num_steps", "steps", "batch_size", "learning_rate"),
-    *("gradient_clip", "validate_every", "samples"),
-)
-
-
+@renamed(**FORMER_NAMES)
 @dataclass(frozen=True)
-class FitSettings:
+class FitSettings(Settings):
     """The model and its training.
 
     Args:
@@ -86,15 +64,15 @@ class FitSettings:
         batch_size: samples per training step.
         learning_rate: peak of AdamW's rate: linear warm-up over a tenth, then a cosine to zero.
         weight_decay: of AdamW, on weights of two or more axes.
-        ema_decay: of the moving average of the weights, which is what is kept.
+        ema_decay: of the moving average of the weights, which is the trained model.
         gradient_clip: norm of the gradient of the loss per dimension (of a bound, in bits).
         validate_every: most training steps between validations (and checkpoints).
-        validation_evaluations: network calls per validation sample.
+        validation_calls: network calls per validation sample.
         patience: validations in a row, each worse than the best by more than two standard errors
             of their difference, after which training stops; 0: never.
-        evaluations: network calls per test sample in the final evaluation.
+        calls: network calls per test sample in the final evaluation.
         samples: samples drawn at the end.
-        seed: of everything.
+        seed: of the weights, of the training and of what follows it.
 
     Raises:
         ValueError: an unknown name, a number out of range, an option without effect.
@@ -120,65 +98,66 @@ class FitSettings:
     ema_decay: float = 0.999
     gradient_clip: float = 1.0
     validate_every: int = 250
-    validation_evaluations: int = 16
+    validation_calls: int = 16
     patience: int = 8
-    evaluations: int = 128
+    calls: int = 128
     samples: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for kind in CHOICES.keys() & self.to_dict().keys():
-            if (name := getattr(self, kind)) is not None:
-                choose(kind, name)
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"Expected {name} > 0; got {value}.")
-        for name in ("validation_evaluations", "evaluations"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"Expected {name} >= 2; got {getattr(self, name)}.")
-        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"Expected weight_decay >= 0; got {self.weight_decay}.")
+        values = {name: value for name, value in self.to_dict().items() if value is not None}
+        for kind in CHOICES.keys() & values.keys():
+            check_choice(kind, values[kind], CHOICES[kind])
+        check_training(values)
+        counts = {"width": 1, "blocks": 1, "num_steps": 1, "samples": 1, "calls": 2}
+        for name in counts.keys() & values.keys():
+            check_count(name, values[name], counts[name])
         for name in ("log_snr_max", "log_snr_min"):
-            if self.schedule != "log-snr" and getattr(self, name) is not None:
+            if self.schedule != "log-snr" and name in values:
                 raise ValueError(
-                    f"Expected {name} with schedule 'log-snr' alone; got {getattr(self, name)} "
+                    f"Expected {name} with schedule 'log-snr' alone; got {values[name]} "
                     f"with {self.schedule!r}, whose ends are fixed."
                 )
-        if not 0 <= self.ema_decay < 1 or self.patience < 0 or self.seed < 0:
-            raise ValueError(
-                "Expected 0 <= ema_decay < 1, patience >= 0 and seed >= 0; "
-                f"got {self.ema_decay}, {self.patience}, {self.seed}."
-            )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"Expected 0 <= dropout < 1; got {self.dropout}.")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    def training(self) -> TrainingSettings:
+        """Those of the training.
+
+        Raises:
+            ValueError: where one of them is still to be chosen for the data.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(TrainingSettings)}
+        if missing := [name for name, value in values.items() if value is None]:
+            raise ValueError(
+                f"Expected settings with {', '.join(missing)} (settings.recipe gives them); "
+                "got None."
+            )
+        return TrainingSettings(**values)
 
 
+@renamed(evaluations="calls")
 @dataclass(frozen=True)
-class EvaluationSettings:
-    """What the values of an evaluation depend on, beside the model and the data.
+class EvaluationSettings(Settings):
+    """What the values of an evaluation depend on, besides the model and the data.
 
     Args:
         estimator: termwise, path, importance, particle or flow.
-        evaluations: network calls per sample (termwise); default the run's own setting.
+        calls: network calls per sample (termwise); default: the run's own setting.
         std_error: instead of a number of calls, the standard error in nats that each sample is to
             reach (termwise).
-        particles: paths, particles or solves per sample (all others).
+        particles: draws of the latents per sample: paths, particles or solves (all others).
         split: train, validation or test.
         seed: of the noise.
         batch_size: rows per network call.
-        limit: evaluate the first ``limit`` samples alone.
+        limit: evaluate only the first ``limit`` samples.
 
     Raises:
         ValueError: an unknown name, a number out of range, an option of another estimator.
     """
 
     estimator: str = "termwise"
-    evaluations: int | None = None
+    calls: int | None = None
     std_error: float | None = None
     particles: int | None = None
     split: str = "test"
@@ -187,47 +166,43 @@ class EvaluationSettings:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        choose("estimator", self.estimator)
-        choose("split", self.split)
-        for name in ("evaluations", "std_error", "particles"):
-            allowed = ", ".join(ESTIMATORS[self.estimator])
-            if getattr(self, name) is not None and name not in ESTIMATORS[self.estimator]:
+        check_choice("estimator", self.estimator, CHOICES["estimator"])
+        check_choice("split", self.split, SPLITS)
+        allowed = ESTIMATORS[self.estimator]
+        for name in ("calls", "std_error", "particles"):
+            if getattr(self, name) is not None and name not in allowed:
                 raise ValueError(
-                    f"Expected options that go with estimator {self.estimator!r} ({allowed}); "
-                    f"got {name} = {getattr(self, name)}."
+                    f"Expected options that go with estimator {self.estimator!r} "
+                    f"({', '.join(allowed)}); got {name} = {getattr(self, name)}."
                 )
-        if self.evaluations is not None and self.std_error is not None:
+        if self.calls is not None and self.std_error is not None:
             raise ValueError(
-                "Expected evaluations or std_error, which decides on the number of evaluations; "
-                f"got both, {self.evaluations} and {self.std_error}."
+                "Expected calls or std_error, which decides on the number of calls; "
+                f"got both, {self.calls} and {self.std_error}."
             )
-        if self.std_error is not None and not 0 < self.std_error < math.inf:
-            raise ValueError(f"Expected std_error > 0; got {self.std_error}.")
-        least = {"evaluations": 2, "particles": 1, "batch_size": 1, "limit": 1, "seed": 0}
+        if self.std_error is not None:
+            check_positive("std_error", self.std_error)
+        least = {"calls": 2, "particles": 1, "batch_size": 1, "limit": 1, "seed": 0}
         for name, low in least.items():
-            if (value := getattr(self, name)) is not None and value < low:
-                raise ValueError(f"Expected {name} >= {low}; got {value}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+            if (value := getattr(self, name)) is not None:
+                check_count(name, value, low)
 
 
 FLAGS = ("saved", "paired_seeds")  # options of a comparison that take no value
 
 
 @dataclass(frozen=True)
-class ComparisonSettings:
-    """How runs are compared, beside what each one's evaluation depends on.
+class ComparisonSettings(Settings):
+    """How runs are compared, besides what each one's evaluation depends on.
 
     Args:
-        repeats: evaluations of every run with noise of their own, whose mean is taken; their
-            spread tells the Monte Carlo error of a difference where the estimator keeps no
-            weights.  Default 1 where it keeps several, else 2.
-        processes: workers that batches are shared out to.
-        saved: compare the evaluations that the runs hold, and make none.
-        paired_seeds: training seeds mean the same to all models, and what these owe to a seed alike
-            is no error of their difference.
+        repeats: independent evaluations of every run, of which the mean is taken; their spread
+            gives the Monte Carlo error of a difference where the estimator keeps no weights.
+            Default: 1 for estimators that keep several weights per sample, else 2.
+        processes: worker processes among which batches are shared.
+        saved: compare the evaluations saved in the runs, and make none.
+        paired_seeds: pair runs of the same training seed: what a seed does to all models alike
+            cancels in their difference and is not part of its error.
 
     Raises:
         ValueError: a number out of range, an option of evaluations where none are made.
@@ -240,105 +215,69 @@ class ComparisonSettings:
 
     def __post_init__(self) -> None:
         for name in ("repeats", "processes"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"Expected {name} >= 1; got {value}.")
+            if (value := getattr(self, name)) is not None:
+                check_count(name, value)
 
     def check(self, runs: int, evaluation: EvaluationSettings) -> None:
         """Raise ValueError for fewer than two runs, or for options without effect."""
         if runs < 2:
             raise ValueError(f"Expected at least two runs; got {runs}.")
-        given = self.to_dict() | evaluation.to_dict()
+        values = self.to_dict() | evaluation.to_dict()
         flags = {name: getattr(self, name) for name in FLAGS}
-        usual = ComparisonSettings(**flags).to_dict() | EvaluationSettings().to_dict()
-        changed = sorted(name for name in given if given[name] != usual[name])
+        defaults = ComparisonSettings(**flags).to_dict() | EvaluationSettings().to_dict()
+        changed = sorted(name for name in values if values[name] != defaults[name])
         if self.saved and changed:
             raise ValueError(
                 f"Expected no options of evaluations with saved ones; got {', '.join(changed)}."
             )
 
     def count(self, evaluation: EvaluationSettings) -> int:
-        """Evaluations of every run."""
+        """The number of evaluations of every run."""
         if self.repeats is not None:
             return self.repeats
-        keeps = evaluation.estimator in ("path", "importance") and evaluation.particles != 1
-        return 1 if keeps else 2
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        keeps_weights = evaluation.estimator in ("path", "importance")
+        return 1 if keeps_weights and evaluation.particles != 1 else 2
 
 
-def read_settings(kind: type[Settings], values: Any) -> Settings:
-    """Settings of a kind from a file's plain values.
+def read_settings(kind: type[Kind], values: object) -> Kind:
+    """Settings of a kind from a file's plain values, by their present or former names.
 
     Raises:
         ValueError: unknown names, values of another type, and what the settings themselves refuse.
     """
     if not isinstance(values, dict):
         raise ValueError(f"Expected settings by name; got {short(values)}.")
+    values = present_names(values)
     check_types(kind, values)
     return kind(**values)
 
 
-def check_unchanged(where: object, old: dict[str, Any], new: dict[str, Any]) -> None:
+def check_unchanged(where: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise ValueError, naming what differs, unless ``new`` may resume what ``old`` began."""
     changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     if changed:
         differences = "; ".join(
-            f"{k}: {short(new.get(k))}, it has {short(old.get(k))}" for k in changed
+            f"{k}: {short(new.get(k))} instead of {short(old.get(k))}" for k in changed
         )
         raise ValueError(
-            f"Expected the settings of {where} in order to resume it; got another {differences}."
+            f"Expected the settings of {where} in order to resume it; got {differences}."
         )
-
-
-# What suits a network: conv by the validation bound on scikit-learn's digits (48 channels, dropout
-# 0.3 and 4500 steps are 0.03 bits/dim better there and take twice as long), mlp on plane densities.
-_NETWORKS: dict[str, dict[str, Any]] = {
-    "conv": {
-        "width": 32,
-        "blocks": 4,
-        "dropout": 0.2,
-        "steps": 4000,
-        "batch_size": 64,
-        "learning_rate": 3e-3,
-        "weight_decay": 1.0,
-    },
-    "mlp": {
-        "width": 256,
-        "blocks": 4,
-        "dropout": 0.0,
-        "steps": 4000,
-        "batch_size": 256,
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-4,
-    },
-    "unet": {
-        "width": 64,
-        "blocks": 2,
-        "dropout": 0.1,
-        "steps": 4000,
-        "batch_size": 64,
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-2,
-    },
-}
 
 
 def recipe(settings: FitSettings, *, image: bool, levels: int | None) -> FitSettings:
     """The settings with every ``None`` filled in for data of this kind.
 
     Args:
-        settings: as given.
+        settings: complete or not.
         image: whether events are (channels, height, width).
         levels: of discrete data, on [−1, 1]; None for continuous data.
 
     Raises:
-        ValueError: a decoder of densities for discrete data, or the other way round.
+        ValueError: a decoder of densities for discrete data, or one of discrete data for densities.
     """
     network = settings.network or ("conv" if image else "mlp")
     few = levels is not None and levels <= 32 and network == "conv"
-    defaults = _NETWORKS[network] | {
+    defaults = NETWORK_DEFAULTS[network] | {
         "network": network,
         # β̃_2 would be the Gaussian decoder's variance under fixed-small: far below the noise in x_1
         "variance": "fixed-small" if image else "fixed-large",
@@ -348,9 +287,9 @@ def recipe(settings: FitSettings, *, image: bool, levels: int | None) -> FitSett
     if settings.objective == "hybrid":
         defaults["variance"] = "learned-range"
     if settings.schedule == "log-snr":
-        # x_1 must tell neighbouring levels apart: σ_1 is 0.38 of the way to the mid-point between.
-        last = 10.0 if levels is None else round(2 * math.log((levels - 1) / 0.376), 2)
-        defaults |= {"log_snr_max": last, "log_snr_min": -6.0}
+        # x_1 must tell neighbouring levels apart: σ_1 is 0.38 of half their distance.
+        largest = 10.0 if levels is None else round(2 * math.log((levels - 1) / 0.376), 2)
+        defaults |= {"log_snr_max": largest, "log_snr_min": -6.0}
     missing = {k: v for k, v in defaults.items() if getattr(settings, k) is None}
     settings = replace(settings, **missing)
     if (settings.decoder == "gaussian") != (levels is None):

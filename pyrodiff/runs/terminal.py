@@ -1,138 +1,35 @@
-"""An evaluation in the terminal: how far it is, and what came of it."""
+"""Lines in the terminal, and how it is left behind."""
 
-import math
-import warnings
-from dataclasses import replace
+import contextlib
+import os
+import sys
 
-import torch
+from pyrodiff.training.output import Output, console, progress_bar
 
-from pyrodiff.data import DataSet
-from pyrodiff.likelihood import LogLikelihood
-from pyrodiff.runs.settings import EvaluationSettings
-from pyrodiff.training.progress import console, progress_bar, say
-
-__all__ = ["Counter", "print_evaluation", "worse_than_uniform"]
-
-_TRUSTED = 0.7  # k̂ up to which a mean of weights is to be trusted (Vehtari et al., 2024)
+__all__ = ["console", "let_go", "make_forgiving", "progress_bar", "say"]
 
 
-class Counter:
-    """A progress bar over samples with the running mean and its error.
-
-    In bits per dimension for images and discrete data, else in nats.
-    """
-
-    def __init__(self, dataset: DataSet, quiet: bool):
-        self.bar, self.offset = progress_bar(quiet), dataset.log_density_offset()
-        self.bits = dataset.is_image or dataset.levels is not None
-
-    def __enter__(self) -> "Counter":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def pilot(self, done: int, total: int) -> None:
-        """Show how far the pilot is."""
-        if not self.bar.tasks:
-            self.bar.add_task("pilot", total=total, figures="network calls")
-        self.bar.update(self.bar.tasks[0].id, completed=done)
-
-    def start(self, total: int, results: dict[int, LogLikelihood]) -> None:
-        """Begin with what is there already."""
-        done = sum(len(result.value) for result in results.values())
-        self.task = self.bar.add_task("evaluation", total=total, completed=done, figures="")
-
-    def show(self, results: dict[int, LogLikelihood]) -> None:
-        """Show what is there now."""
-        if self.bar.disable:
-            return
-        whole = LogLikelihood.concatenate(list(results.values())) + self.offset
-        value, error, _ = whole.bits_per_dim() if self.bits else whole.mean()
-        figures = f"{value:.3f} ± {error:.3f} {'bits/dim' if self.bits else 'nats'}"
-        self.bar.update(self.task, completed=len(whole.value), figures=figures)
+def say(*lines: str, name: str = "stdout") -> None:
+    """Print lines."""
+    output = Output(name)
+    for line in lines:
+        output.write(f"{line}\n")
+    output.flush()
 
 
-def print_evaluation(result: LogLikelihood, dataset: DataSet, settings: EvaluationSettings) -> None:
-    """The mean over samples with its errors, what it is, and what it cost."""
-    from rich.table import Table
-
-    table = Table(title=f"{dataset.name}, {settings.split}: {len(result.value)} samples")
-    for name in ("", "value", "± between samples", "of which Monte Carlo"):
-        table.add_column(name, justify="left" if not name else "right")
-    # a lower bound on log p is an upper bound on bits, hence "bound" for both
-    what = "estimate of" if result.kind == "estimate" else "bound on"
-    bits, nats = result.bits_per_dim(), result.mean()
-    table.add_row(f"{what} bits/dim (lower is better)", *(f"{v:.4f}" for v in bits))
-    table.add_row(f"{what} log p (nats, higher is better)", *(f"{v:.3f}" for v in nats))
-    if result.reference is not None:
-        importance = replace(result, value=result.reference).mean()
-        row = f"{importance.value:.3f}", f"{importance.between_samples:.3f}", ""
-        table.add_row("importance bound, as many particles", *row)
-    if dataset.log_prob is not None and dataset.levels is None:
-        x = getattr(dataset, settings.split)[: settings.limit]
-        exact = dataset.log_prob(dataset.transform.inverse(x))
-        error = float(exact.std() / len(exact) ** 0.5) if len(exact) > 1 else math.nan
-        table.add_row(
-            "exact log p of the data's law", f"{float(exact.mean()):.3f}", f"{error:.3f}", ""
-        )
-    console().print(table)
-    say(*_lines(result, settings), *worse_than_uniform(result, dataset.levels))
+def make_forgiving() -> None:
+    """Replace characters that the terminal does not have, whoever writes them (argparse, say)."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # none, or closed
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
-def _lines(result: LogLikelihood, settings: EvaluationSettings) -> list[str]:
-    article = "an" if result.kind == "estimate" else "a"
-    of = "of" if result.kind == "estimate" else "on"
-    lines = [f"{result.estimator}: {article} {result.kind} {of} log p"]
-    error = result.std_error
-    if bool(error.isfinite().any()):
-        # NaN, unknown, counts as large
-        ordered = error.nan_to_num(torch.inf).sort().values
-        lines.append(
-            f"Monte Carlo error of a sample: median {_quantile(ordered, 0.5)}, "
-            f"9 in 10 below {_quantile(ordered, 0.9)} nats"
-        )
-    lines += result.remarks.splitlines()
-    calls = f"{result.network_evaluations:.6g} network calls per sample"
-    shared = f", and {result.shared_calls} for all together" if result.shared_calls else ""
-    lines.append(calls + shared)
-    if settings.estimator == "importance":
-        lines += _weights(result)
-    if result.looser is not None:
-        looser, count = int(result.looser.sum()), len(result.value)
-        lines.append(f"looser than the importance bound for {looser} of {count} samples")
-    return lines
-
-
-def worse_than_uniform(result: LogLikelihood, levels: int | None) -> list[str]:
-    """A line that says so where codes of one length for all levels are shorter than the model's.
-
-    Args:
-        result: of discrete data, or of continuous data, which have no such code.
-        levels: how many values an entry can take; None for continuous data.
-    """
-    if levels is None or result.bits_per_dim().value <= math.log2(levels):
-        return []
-    return [
-        f"Worse than a uniform code over the {levels} levels ({math.log2(levels):.3f} bits/dim): "
-        "as a model of these data it is of no use. More steps, another network, or a lower weight "
-        "decay or learning rate may help."
-    ]
-
-
-def _quantile(ordered: torch.Tensor, level: float) -> str:
-    return f"{float(ordered[math.ceil(level * len(ordered)) - 1]):.3g}"
-
-
-def _weights(result: LogLikelihood) -> list[str]:
-    """How far the weights are from being equal."""
-    assert result.log_weights is not None and result.effective_sample_size is not None
-    count, effective = result.log_weights.shape[1], float(result.effective_sample_size.median())
-    line = f"effective number of particles: median {effective:.1f} of {count}; Pareto k̂ "
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # ArviZ speaks of its next version
-        k = result.pareto_k
-    if k is None or bool(k.isnan().all()):
-        return [f"{line}is unknown from so few particles"]
-    return [f"{line}above {_TRUSTED} for {float((k > _TRUSTED).double().mean()):.0%} of samples"]
+def let_go() -> None:
+    """Print what is left, or drop it where nobody reads any more, before the interpreter ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except (AttributeError, ValueError):  # none, or closed
+            pass

@@ -1,8 +1,8 @@
-"""Tasks shared out to worker processes.
+"""Tasks shared among worker processes.
 
-Each worker is a fresh interpreter (spawned) with a pipe of its own: it makes its function once,
-then answers one task after the other.  A worker that dies is noticed by its closed pipe, and so is
-the death of the main process, after which no worker stays behind.
+Each worker is a fresh interpreter (spawned) with its own pipe: it makes its function once, then
+answers one task after the other.  A closed pipe tells the main process that a worker has died, and
+the workers that the main process has, upon which they end.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ def _receive(connection: Connection) -> Any:
 
 def _serve(connection: Connection) -> None:
     """Answer tasks with (result, None) or (None, exception) until there are no more."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # sent to all of them; the main process decides
-        signal.signal(each, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of them; the main process decides
+        signal.signal(number, signal.SIG_IGN)
     work = None
     with contextlib.suppress(EOFError, BrokenPipeError):
         make, arguments = _receive(connection)
@@ -50,7 +50,7 @@ def _ask(connection: Connection, process: BaseProcess) -> Any:
         process.join(timeout=10)
         raise ChildProcessError(
             f"Expected every worker process to finish; got one that ended (exit code "
-            f"{process.exitcode}), killed for want of memory perhaps."
+            f"{process.exitcode}), perhaps for lack of memory."
         ) from lost
     if error is not None:
         raise error
@@ -70,22 +70,15 @@ def share(
     Args:
         make: a function of a module, called once in each worker.
         arguments, tasks: anything that can be pickled, other than None.
-        processes: at most so many workers.
+        processes: the most workers.
 
     Raises:
         ChildProcessError: a worker that died.
         Exception: what ``make`` or its function raised there.
     """
-    context, waiting = multiprocessing.get_context("spawn"), iter(tasks)
-    workers: dict[Connection, BaseProcess] = {}
+    waiting = iter(tasks)
     firsts = list(islice(waiting, processes))
-    try:
-        for _ in firsts:
-            ours, theirs = context.Pipe()
-            process: BaseProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()
-            workers[ours] = process
+    with _workers(len(firsts)) as workers:
         for connection, task in zip(workers, firsts, strict=True):
             with contextlib.suppress(BrokenPipeError):  # noticed when it is asked
                 _send(connection, (make, arguments))
@@ -98,6 +91,21 @@ def share(
                     _send(connection, task := next(waiting, None))
                 if task is None:
                     working.remove(connection)
+
+
+@contextlib.contextmanager
+def _workers(count: int) -> Iterator[dict[Connection, BaseProcess]]:
+    """Worker processes by our ends of their pipes; they are ended at once in any case."""
+    context = multiprocessing.get_context("spawn")
+    workers: dict[Connection, BaseProcess] = {}
+    try:
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process: BaseProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            workers[ours] = process
+        yield workers
     finally:
         for connection, process in workers.items():
             connection.close()

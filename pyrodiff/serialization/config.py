@@ -12,7 +12,14 @@ from pyrodiff.checks import reason, short
 from pyrodiff.serialization.descriptions import entry
 from pyrodiff.serialization.files import write_bytes
 
-__all__ = ["FORMAT", "MAX_CONFIG_BYTES", "check_is_file", "read_config", "write_config"]
+__all__ = [
+    "FORMAT",
+    "MAX_CONFIG_BYTES",
+    "check_is_file",
+    "read_config",
+    "read_plain",
+    "write_config",
+]
 
 FORMAT = 1
 MAX_CONFIG_BYTES = 16 * 2**20
@@ -38,18 +45,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not YAML of plain values (aliases and tags are none), too large or too deep, or
-            of a newer format.
+        ValueError: see ``read_plain``; or of a newer format.
     """
-    check_is_file(path)
-    _check_config_size(path.stat().st_size, path)
-    try:
-        config = _read_yaml(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise
-    except Exception as error:  # a hostile scalar can raise nearly anything
-        message = f"Expected plain YAML in {path}; got {_yaml_reason(error)}."
-        raise ValueError(message) from error
+    config = read_plain(path)
     version = entry(config, "format")
     if not isinstance(version, int) or version > FORMAT:
         raise ValueError(
@@ -57,6 +55,24 @@ def read_config(path: Path) -> dict[str, Any]:
             f"written by pyrodiff {short(config.get('pyrodiff'))}."
         )
     return config
+
+
+def read_plain(path: Path) -> Any:
+    """Read YAML of plain values that anybody may have written.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML of plain values (aliases and tags are none), too large or too deep.
+    """
+    check_is_file(path)
+    _check_config_size(path.stat().st_size, path)
+    try:
+        return _read_yaml(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise
+    except Exception as error:  # a hostile scalar can raise nearly anything
+        message = f"Expected plain YAML in {path}; got {_yaml_reason(error)}."
+        raise ValueError(message) from error
 
 
 def check_is_file(path: Path) -> None:

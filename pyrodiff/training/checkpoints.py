@@ -1,12 +1,12 @@
-"""Checkpoints of a training: written whole or not at all, checked and never executed when read.
+"""Checkpoints of a training: written whole or not at all; when read, checked and never executed.
 
 best.ckpt        after the validation with the least bound
 last.ckpt        after the last validation
 previous.ckpt    after the one before
 
-A checkpoint is an uncompressed zip archive of tensors and plain values.  PyTorch does not look at
-its checksums; here they are compared before anything is read.  Each of the three holds all that is
-needed to go on, and the newest that is sound is taken.
+A checkpoint is an uncompressed zip archive of tensors and plain values.  PyTorch ignores its
+checksums; here they are compared before anything is read.  Each of the three holds all that is
+needed to resume the training, which takes the newest that is sound.
 """
 
 import io
@@ -40,7 +40,7 @@ _KINDS |= {"optimizer_states": list, "lr_schedulers": list, "running_loss": floa
 
 
 class DurableCheckpoints(TorchCheckpointIO):
-    """How Lightning writes and reads checkpoints here."""
+    """Writes and reads checkpoints for Lightning."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -58,7 +58,7 @@ class DurableCheckpoints(TorchCheckpointIO):
 
 
 def make_room(folder: Path) -> None:
-    """Make ``last.ckpt`` the previous one; at every moment one of the two is there."""
+    """Make ``last.ckpt`` the previous one; at every moment one of the two exists."""
     if (folder / LAST).exists():
         os.replace(folder / LAST, folder / PREVIOUS)
 
@@ -68,7 +68,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        OSError: the disk does not give it, which says nothing of the checkpoint.
+        OSError: the disk cannot read it, which does not mean that the checkpoint is damaged.
         ValueError: damaged, truncated, or not such a checkpoint.
     """
     if not path.is_file():
@@ -104,18 +104,16 @@ def _check_archive(content: io.BytesIO) -> None:
 
 
 def first_sound(folder: Path, names: tuple[str, ...], expected: dict[str, Tensor]) -> Path | None:
-    """The first checkpoint that is there and sound, or None where there is none at all.
-
-    One that is passed over is warned of.
+    """The first sound checkpoint, or None where there is none at all; warns of damaged ones.
 
     Args:
         folder: of the checkpoints.
-        names: of the files, in the order in which they are wanted.
+        names: of the files, the preferred one first.
         expected: the state of the module, whose names and shapes the checkpoint's must have.
 
     Raises:
-        OSError: a checkpoint that the disk does not give: another one is not taken in its place.
-        ValueError: checkpoints, but no sound one; the reason of the first.
+        OSError: a checkpoint that the disk cannot read; no other is taken in its place.
+        ValueError: checkpoints none of which is sound; the message is that of the first.
     """
     reasons: list[ValueError] = []
     for path in (folder / name for name in names):

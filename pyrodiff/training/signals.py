@@ -1,7 +1,7 @@
 """Requests to stop: Ctrl-C (SIGINT) and a cluster's or a service manager's SIGTERM.
 
-Both end the work in the same way, by an exception that lets files be closed and locks released; a
-second one while the first is answered changes nothing.
+Both end the work in the same way, by an exception, so that files are closed and locks released.  A
+second request while the first is answered changes nothing.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ def stoppable() -> Iterator[None]:
     """Within, SIGTERM raises ``Terminated``, as SIGINT raises ``KeyboardInterrupt``.
 
     A signal that the process was started to ignore (``nohup``, a background job) stays ignored, and
-    a handler of the user's own stays in place.
+    a handler that the user installed stays in place.
     """
 
     def terminate(number: int, frame: FrameType | None) -> None:

@@ -375,13 +375,33 @@ def _read_settings(folder: Path) -> None:
         read_settings(EvaluationSettings, values)
 
 
+def _options() -> list[Files]:
+    """Files for ``--config``."""
+    values = {"data": "mixture", "width": 8, "learning_rate": 0.01, "objective": "hybrid"}
+    return [{"options.yaml": yaml.safe_dump(each).encode()} for each in (values, {"data": "moons"})]
+
+
+def _read_options(folder: Path) -> None:
+    """As ``pyrodiff fit --config FILE`` does, but for the training."""
+    from pyrodiff.cli import make_parser, settings_of
+    from pyrodiff.runs.settings import FitSettings, recipe
+
+    try:
+        options = make_parser().parse_args(["fit", "--config", str(_file(folder))]).fit
+    except SystemExit as end:
+        assert end.code == 2
+        raise OSError("refused by the parser, which has said why") from end
+    settings = recipe(settings_of(FitSettings, options), image=False, levels=None)
+    assert settings.steps and isinstance(options.data, str)
+
+
 # -- runs and checkpoints --------------------------------------------------------------------------
 
 
 def _write_run(folder: Path) -> None:
     """A run as ``fit`` leaves it, of data beside it."""
-    from pyrodiff import runs
-    from pyrodiff.runs import folder as run_folder
+    from pyrodiff.runs.dataset import describe
+    from pyrodiff.runs.folder import sealed
     from pyrodiff.runs.settings import FitSettings, recipe
 
     (folder / "t.csv").write_bytes(_csv()[0]["t.csv"])
@@ -390,13 +410,13 @@ def _write_run(folder: Path) -> None:
     chain = ForwardChain(LogSNRSchedule(), 4)
     reverse = ReverseChain(NoiseDenoiser(ResidualMLP((3,), width=8, blocks=1)), chain, (3,))
     source = {"source": "t.csv", "seed": 0, "context": None, "key": None, "levels": None}
-    settings = recipe(FitSettings(num_steps=4, evaluations=4), image=False, levels=None)
+    settings = recipe(FitSettings(num_steps=4, calls=4), image=False, levels=None)
     config = {
         "model": reverse.config(),
-        "data": source | runs._describe(dataset),
+        "data": source | describe(dataset),
         "fit": settings.to_dict(),
     }
-    serialization.write_config(folder / "config.yaml", run_folder.sealed(config))
+    serialization.write_config(folder / "config.yaml", sealed(config))
     serialization.write_weights(folder / "model.safetensors", reverse.state_dict())
 
 
@@ -406,7 +426,7 @@ def _runs() -> list[Files]:
 
 def _change_run(files: dict[str, bytes], random: Random) -> dict[str, bytes]:
     """Another configuration, with or without its checksum, or another file of the run."""
-    from pyrodiff.runs import folder as run_folder
+    from pyrodiff.runs.folder import sealed
 
     if random.randrange(4) == 0:
         other = {k: v for k, v in files.items() if k != "config.yaml"}
@@ -421,26 +441,25 @@ def _change_run(files: dict[str, bytes], random: Random) -> dict[str, bytes]:
         return files | {"config.yaml": mutations.yaml_file(plain, random)}
     changed = mutations.change(config, random)
     if isinstance(changed, dict) and random.randrange(2):
-        changed = run_folder.sealed(changed)
+        changed = sealed(changed)
     return files | {"config.yaml": yaml.dump(changed, sort_keys=False).encode()}
 
 
 def _read_run(folder: Path) -> None:
-    from pyrodiff import runs
-    from pyrodiff.runs import folder as run_folder
-    from pyrodiff.runs import groups as run_groups
-    from pyrodiff.runs import samples as run_samples
-    from pyrodiff.runs.evaluation import load_model
+    from pyrodiff.runs.build import load_model
+    from pyrodiff.runs.dataset import own_data
+    from pyrodiff.runs.folder import read_run
+    from pyrodiff.runs.groups import group
+    from pyrodiff.runs.sampling import one_hot, transform
 
-    config = run_folder.read_run(folder)
-    recorded = serialization.entry(config, "data")
-    runs.own_data(folder, recorded)
-    run_groups.group(["a", "b"], [config, config])
+    config = read_run(folder)
+    section = serialization.entry(config, "data")
+    own_data(folder, section)
+    group(["a", "b"], [config, config])
     reverse = load_model(folder)
-    context = run_samples._one_hot(None, recorded, 1)
-    x = reverse.sample(1, seed=0, context=context)
-    given = run_samples._affine(recorded, reverse.event_shape).inverse(x)
-    assert given.shape == x.shape and given.dtype == torch.float64
+    x = reverse.sample(1, seed=0, context=one_hot(None, section, 1))
+    values = transform(section, reverse.event_shape).inverse(x)
+    assert values.shape == x.shape and values.dtype == torch.float64
 
 
 def _evaluate_run(folder: Path) -> None:
@@ -496,8 +515,8 @@ def _training() -> tuple[Any, Any]:
         width=8,
         blocks=1,
         num_steps=8,
-        evaluations=8,
-        validation_evaluations=8,
+        calls=8,
+        validation_calls=8,
         batch_size=8,
         patience=0,
     )
@@ -506,12 +525,12 @@ def _training() -> tuple[Any, Any]:
 
 def _train(folder: Path, resume: bool = False) -> ReverseChain:
     from pyrodiff import training
-    from pyrodiff.runs import build as recipes
+    from pyrodiff.runs.build import make_model, make_objective
 
     settings, dataset = _training()
     torch.manual_seed(0)
-    reverse = recipes.make_model(settings, dataset.event_shape, dataset.levels)
-    objective = recipes.make_objective(settings)
+    reverse = make_model(settings, dataset.event_shape, dataset.levels)
+    objective = make_objective(settings)
     options: dict[str, Any] = {"resume": resume, "progress": False}
     return training.fit(reverse, objective, dataset, settings, folder, **options)
 
@@ -549,11 +568,11 @@ def _read_checkpoint(folder: Path) -> None:
 
 def _module() -> Any:
     from pyrodiff import training
-    from pyrodiff.runs import build as recipes
+    from pyrodiff.runs.build import make_model, make_objective
 
     settings, dataset = _training()
-    reverse = recipes.make_model(settings, dataset.event_shape, dataset.levels)
-    return training.DiffusionModule(reverse, recipes.make_objective(settings), settings)
+    reverse = make_model(settings, dataset.event_shape, dataset.levels)
+    return training.DiffusionModule(reverse, make_objective(settings), settings)
 
 
 def _resume(folder: Path) -> None:
@@ -575,4 +594,5 @@ TARGETS: dict[str, Target] = {
     "checkpoints": Target(_checkpoints, _one({"": _checkpoint_file}), _read_checkpoint),
     "resumed": Target(_checkpoints, _one({"": _checkpoint_file}), _resume, 0.1),
     "settings": Target(_settings, _one({"": mutations.yaml_file}), _read_settings),
+    "options": Target(_options, _one({"": mutations.yaml_file}), _read_options, 0.3),
 }

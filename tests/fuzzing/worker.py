@@ -141,8 +141,8 @@ def _outcome(read: Callable[[Path], object], folder: Path) -> Outcome:
         read(folder)
     except Exception as error:
         kind = _kind(error)
-        known = Outcome(kind, str(error)[:MESSAGE])
-        return known if known.allowed else Outcome(kind, traceback.format_exc()[-4000:])
+        outcome = Outcome(kind, str(error)[:MESSAGE])
+        return outcome if outcome.allowed else Outcome(kind, traceback.format_exc()[-4000:])
     return Outcome("right", "")
 
 

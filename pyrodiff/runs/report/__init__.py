@@ -1,1 +1,1 @@
-"""The page that a comparison is reported on."""
+"""The report of a comparison: its text and tables, its figures, its page and their folder."""

@@ -1,8 +1,8 @@
-"""A report's page and the folder of its name: what in it is ours.
+"""A report's page and the folder of its name: which of their files are ours.
 
-``settings.yaml`` in the folder lists the files that comparisons have written there, before they are
-written.  What is not on the list is neither replaced nor removed, and a page is known by the name
-of its generator.
+``settings.yaml`` in the folder lists the files of comparisons; a file is put on the list before it
+is written.  Files that are not on the list are neither replaced nor removed, and a page is
+recognised by the name of its generator.
 """
 
 import re
@@ -14,7 +14,15 @@ from pyrodiff.runs import batches
 from pyrodiff.serialization.files import sweep
 from pyrodiff.serialization.folders import check_free, check_links, remove
 
-__all__ = ["FIGURES", "GENERATOR", "check", "claim", "clear_evaluations", "settle", "value_name"]
+__all__ = [
+    "FIGURES",
+    "GENERATOR",
+    "check_page",
+    "claim_files",
+    "clear_evaluations",
+    "settle_files",
+    "value_name",
+]
 
 FIGURES = ("means", "differences", "terms", "ladder", "weights")
 GENERATOR = '<meta name="generator" content="pyrodiff">'
@@ -24,12 +32,12 @@ _NAME = re.compile(rf"(?:{'|'.join(FIGURES)})\.png|values/[^/]+\.nc")
 _IDENTITY = re.compile(r"[0-9a-f]{16}")
 
 
-def check(page: Path) -> None:
-    """Refuse a page or a folder that comparisons did not write.
+def check_page(page: Path) -> None:
+    """Refuse a page or a folder that no comparison wrote.
 
     Raises:
-        ValueError: a name that is no page's, or the page of a run.
-        FileExistsError: somebody else's page or folder.
+        ValueError: a name that does not end in ``.html``, or whose folder is a run.
+        FileExistsError: a page or folder of other files.
     """
     folder = page.with_suffix("")
     if page.suffix != ".html":
@@ -49,11 +57,11 @@ def check(page: Path) -> None:
     check_links(folder, (_SETTINGS, "values", "evaluation"))
 
 
-def claim(folder: Path, names: Iterable[str]) -> None:
-    """Put the names on the list of what is ours in ``folder``, which is locked.
+def claim_files(folder: Path, names: Iterable[str]) -> None:
+    """Put the names on the list of our files in ``folder``, which is locked.
 
     Raises:
-        FileExistsError: a file of such a name that is not ours.
+        FileExistsError: a file of such a name that is not on the list.
     """
     before = _listed(folder) or set()
     for name in sorted(set(names) - before):
@@ -65,8 +73,8 @@ def claim(folder: Path, names: Iterable[str]) -> None:
     _write(folder, before | set(names))
 
 
-def settle(folder: Path, names: Iterable[str]) -> None:
-    """Remove what is ours but of another comparison than that of ``names``."""
+def settle_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove our files of other comparisons: all on the list but ``names``."""
     for name in sorted((_listed(folder) or set()) - set(names)):
         (folder / name).unlink(missing_ok=True)
         sweep(folder / name)
@@ -75,18 +83,23 @@ def settle(folder: Path, names: Iterable[str]) -> None:
 
 
 def clear_evaluations(folder: Path) -> None:
-    """Remove the evaluations under way of comparisons in ``folder``."""
-    place = folder / "evaluation"
-    check_links(folder, [place.name])
-    for each in sorted(place.iterdir()) if place.is_dir() else []:
-        if _IDENTITY.fullmatch(each.name) and each.is_dir() and not each.is_symlink():
-            batches.clear(each / "evaluation")
-            remove(each, ("config.yaml", "model.safetensors", "evaluation.nc").__contains__)
-    remove(place, lambda name: False)
+    """Remove the evaluations of comparisons under way in ``folder``."""
+    evaluations = folder / "evaluation"
+    check_links(folder, [evaluations.name])
+    for entry in sorted(evaluations.iterdir()) if evaluations.is_dir() else []:
+        if _IDENTITY.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
+            batches.clear(entry / "evaluation")
+            remove(entry, ("config.yaml", "model.safetensors", "evaluation.nc").__contains__)
+    remove(evaluations, lambda name: False)
 
 
 def value_name(number: int, run: str, repeat: int, repeats: int) -> str:
-    """The file of an evaluation: of which run, and which one of several."""
+    """The name of an evaluation's file.
+
+    Args:
+        number, run: of the run, and its name.
+        repeat, repeats: which of how many evaluations of the run.
+    """
     slug = re.sub(r"[^\w.-]+", "-", run)
     return f"values/{number}-{slug}{f'-{repeat}' if repeats > 1 else ''}.nc"
 
@@ -97,7 +110,7 @@ def _is_ours(page: Path) -> bool:
 
 
 def _listed(folder: Path) -> set[str] | None:
-    """What is ours in ``folder``; None where it has no mark."""
+    """The names of our files in ``folder``; None where there is no list."""
     path = folder / _SETTINGS
     try:
         names = serialization.entry(serialization.read_config(path), "comparison")

@@ -1,8 +1,7 @@
-"""The page that tells of a comparison of runs: one file that can be sent.
+"""The page that reports a comparison of runs: one file that can be sent.
 
-The page asks for nothing from elsewhere (its style and pictures are within it, and its policy
-forbids any request), runs no script, and can be printed or read on a telephone.  What comes from
-names is escaped.
+The page needs nothing from elsewhere (it contains its style and pictures, and its policy forbids
+any request), runs no script, and can be printed or read on a telephone.  Names are escaped.
 """
 
 import base64
@@ -14,10 +13,10 @@ from string import Template
 
 from pyrodiff import serialization
 from pyrodiff.comparison import Difference
-from pyrodiff.runs.evaluation import load_model
+from pyrodiff.runs.build import load_model
 from pyrodiff.runs.pictures import samples_png
-from pyrodiff.runs.report import folder as report_folder
 from pyrodiff.runs.report.figures import Figure, draw_figures
+from pyrodiff.runs.report.folder import GENERATOR, settle_files, value_name
 from pyrodiff.runs.report.text import Report, Table, facts, reading, tables, words
 
 __all__ = ["write_report"]
@@ -26,7 +25,7 @@ __all__ = ["write_report"]
 def write_report(report: Report, path: Path) -> Path:
     """Write the page, and beside it the folder of figures and values; returns the page's path.
 
-    The folder is locked by the caller, and the names are claimed (``report_folder``).
+    The caller has locked the folder and claimed the names (``report.folder``).
     """
     figures, folder = draw_figures(report.comparison, report.first), path.with_suffix("")
     page = _page(report, figures).encode()
@@ -35,36 +34,37 @@ def write_report(report: Report, path: Path) -> Path:
         serialization.write_bytes(folder / name, figure.png)
     if not report.settings.saved:
         names += _save_values(report, folder)
-    report_folder.settle(folder, names)
+    settle_files(folder, names)
     serialization.write_bytes(path, page)
     return path
 
 
 def _save_values(report: Report, folder: Path) -> list[str]:
-    """Every evaluation in a file of its own; their names."""
-    held, names = {"data": report.dataset.name, "split": report.evaluation.split}, []
+    """Save every evaluation in a file of its own; returns their names."""
+    attributes, names = {"data": report.dataset.name, "split": report.evaluation.split}, []
     for number, (name, results) in enumerate(zip(report.names, report.results, strict=True), 1):
         for repeat, (result, seed) in enumerate(zip(results, report.noise, strict=True), 1):
-            names.append(report_folder.value_name(number, name, repeat, len(results)))
-            result.save(folder / names[-1], **held, seed=seed, run=name)
+            names.append(value_name(number, name, repeat, len(results)))
+            result.save(folder / names[-1], **attributes, seed=seed, run=name)
     return names
 
 
 def _page(report: Report, figures: Sequence[Figure]) -> str:
-    found = report.comparison
-    names = " and ".join([", ".join(list(found.models)[:-1]), list(found.models)[-1]])
+    comparison = report.comparison
+    *others, last = comparison.models
+    names = " and ".join([", ".join(others), last])
     title = f"{names} on {report.dataset.name}"
     return _PAGE.substitute(
         title=html.escape(title),
-        generator=report_folder.GENERATOR,
+        generator=GENERATOR,
         style=_STYLE,
         lead=html.escape(
-            f"{found.samples} held-out samples ({report.evaluation.split} split), the same for "
-            f"all models. Best by its mean: {found.reference}."
+            f"{comparison.samples} held-out samples ({report.evaluation.split} split), the same "
+            f"for all models. Best by its mean: {comparison.reference}."
         ),
-        verdicts="".join(_verdict(each, report) for each in found.differences),
+        verdicts="".join(_verdict(difference, report) for difference in comparison.differences),
         tables="".join(map(_html_table, tables(report))),
-        notes="".join(f'<p class="note">{html.escape(note)}</p>' for note in found.notes),
+        notes="".join(f'<p class="note">{html.escape(note)}</p>' for note in comparison.notes),
         figures="".join(map(_html_figure, figures)),
         samples="".join(map(_html_figure, _samples(report))),
         reading="".join(f"<p>{html.escape(line)}</p>" for line in reading(report)),
@@ -75,9 +75,9 @@ def _page(report: Report, figures: Sequence[Figure]) -> str:
     )
 
 
-def _verdict(found: Difference, report: Report) -> str:
-    measured, verdict = (html.escape(line) for line in words(found, report))
-    kind = found.status.replace(" ", "-")
+def _verdict(difference: Difference, report: Report) -> str:
+    measured, verdict = (html.escape(line) for line in words(difference, report))
+    kind = difference.status.replace(" ", "-")
     return (
         f'<div class="verdict {html.escape(kind)}"><p>{measured}</p>'
         f"<p><strong>log p:</strong> {verdict}</p></div>"
@@ -109,7 +109,7 @@ def _html_figure(figure: Figure) -> str:
 
 
 def _samples(report: Report) -> list[Figure]:
-    """What each model's first run draws from one seed, as many for all; none without weights."""
+    """Samples of each model's first run, of one seed and number for all; none without weights."""
     data, seed = report.dataset, report.evaluation.seed
     count, context = 16 if data.is_image else 256, None
     if data.test_context is not None:

@@ -1,4 +1,4 @@
-"""What is told of a comparison of runs: its figures in tables, what follows, where it comes from.
+"""A comparison of runs in words: tables, conclusions, and where the figures come from.
 
 The same words go to the terminal and to the page (``pyrodiff.runs.report.page``).
 """
@@ -9,25 +9,25 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
 import torch
 
-import pyrodiff
+from pyrodiff._version import __version__
 from pyrodiff.comparison import Comparison, Difference
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.plots.style import decimals
 from pyrodiff.runs.groups import Model
 from pyrodiff.runs.settings import FLAGS, ComparisonSettings, EvaluationSettings
-from pyrodiff.training.progress import console
+from pyrodiff.runs.terminal import console
 
 __all__ = ["Report", "Table", "facts", "print_comparison", "reading", "tables", "words"]
 
 
 class Report(NamedTuple):
-    """All that is told of a comparison.
+    """All that a report says of a comparison.
 
     Args:
         comparison: of the models.
@@ -36,7 +36,7 @@ class Report(NamedTuple):
         names: of the runs.
         results: for each run its evaluations, one per repeat.
         dataset: the data of all of them.
-        evaluation, settings: what was asked for.
+        evaluation, settings: of the command.
         noise: the seed of each repeat.
     """
 
@@ -67,39 +67,52 @@ class Table(NamedTuple):
 
 def tables(report: Report) -> list[Table]:
     """The figures of the comparison as words, for the terminal and the page."""
-    found = report.comparison
-    bits = report.dataset.is_image or report.dataset.levels is not None
+    return [_means(report), _differences(report)]
+
+
+def _means(report: Report) -> Table:
+    dataset = report.dataset
+    bits = dataset.is_image or dataset.levels is not None
+    unit = dataset.dimensions * math.log(2)  # nats in a bit per dimension
     header = ("model", "mean", "± error", "of which Monte Carlo", *(("bits/dim",) if bits else ()))
-    header += ("what it is", "seeds", "calls")
-    means = []
-    for name, row in found.models.items():
-        error, unit = row.std_error, report.dataset.dimensions * math.log(2)
-        more = (_number(-row.value / unit, error / unit),) if bits else ()
-        cells = _number(row.value, error), _error(error), _error(row.monte_carlo)
-        means.append((name, *cells, *more, row.kind, str(row.seeds), f"{row.calls:.6g}"))
-    interval = f"{100 * found.level:g}\u00a0% interval"
-    several = any(row.seeds > 1 for row in found.models.values())
-    parts = (*(("of which seeds",) if several else ()), "of which Monte Carlo")
-    columns = ("model", "difference", "± paired error", *parts, interval)
-    rows = [(each.model, *_difference(each, several)) for each in found.differences]
-    return [
-        Table("Mean log p of a sample, nats", header, means),
-        Table(f"Difference from {found.reference}, nats", columns, rows),
-    ]
+    rows = []
+    for name, row in report.comparison.models.items():
+        error = row.std_error
+        cells = [name, _number(row.value, error), _error(error), _error(row.monte_carlo)]
+        if bits:
+            cells.append(_number(-row.value / unit, error / unit))
+        rows.append((*cells, row.kind, str(row.seeds), f"{row.calls:.6g}"))
+    return Table("Mean log p of a sample, nats", (*header, "what it is", "seeds", "calls"), rows)
 
 
-def _difference(found: Difference, seeds: bool) -> tuple[str, ...]:
-    return (
-        _number(found.value, found.std_error, "+"),
-        _error(found.std_error),
-        *((_error(found.between_seeds),) if seeds else ()),
-        _error(found.monte_carlo),
-        _interval(found),
+def _differences(report: Report) -> Table:
+    comparison = report.comparison
+    several_seeds = any(row.seeds > 1 for row in comparison.models.values())
+    header = (
+        "model",
+        "difference",
+        "± paired error",
+        *(("of which seeds",) if several_seeds else ()),
+        "of which Monte Carlo",
+        f"{100 * comparison.level:g}\u00a0% interval",
     )
+    rows = [
+        (
+            difference.model,
+            _number(difference.value, difference.std_error, "+"),
+            _error(difference.std_error),
+            *((_error(difference.between_seeds),) if several_seeds else ()),
+            _error(difference.monte_carlo),
+            _interval(difference),
+        )
+        for difference in comparison.differences
+    ]
+    return Table(f"Difference from {comparison.reference}, nats", header, rows)
 
 
-def _interval(found: Difference) -> str:
-    return " to ".join(_number(end, found.std_error, "+") for end in (found.low, found.high))
+def _interval(difference: Difference) -> str:
+    ends = difference.low, difference.high
+    return " to ".join(_number(end, difference.std_error, "+") for end in ends)
 
 
 def _number(value: float, error: float, sign: str = "-") -> str:
@@ -112,27 +125,33 @@ def _error(error: float) -> str:
     return "unknown" if math.isnan(error) else _number(error, error)
 
 
-def words(found: Difference, report: Report) -> tuple[str, str]:
-    """What was measured, and what follows for log p or would decide it."""
-    chance, level = found.low <= 0 <= found.high, report.comparison.level
-    figures = f"{_number(abs(found.value), found.std_error)} ± {_error(found.std_error)}"
+def words(difference: Difference, report: Report) -> tuple[str, str]:
+    """What was measured; and what follows for log p, or would decide it."""
+    comparison, error = report.comparison, difference.std_error
+    side = "above" if difference.value > 0 else "below"
+    chance = difference.low <= 0 <= difference.high
     measured = (
-        f"{found.model} is {'above' if found.value > 0 else 'below'} {found.reference} by {figures}"
-        f" nats per sample ({100 * level:g}\u00a0%: {_interval(found)}), "
-        + ("which may be chance." if chance else "more than chance.")
+        f"{difference.model} is {side} {comparison.reference} by "
+        f"{_number(abs(difference.value), error)} ± {_error(error)} nats per sample "
+        f"({100 * comparison.level:g}\u00a0%: {_interval(difference)}), "
+        f"{'which may be chance' if chance else 'more than chance'}."
     )
-    verdict = f"{found.verdict[:1].upper()}{found.verdict[1:]}."
-    return measured, f"{verdict} {to_decide(found, report)}".rstrip()
+    verdict = f"{difference.verdict[:1].upper()}{difference.verdict[1:]}."
+    return measured, f"{verdict} {to_decide(difference, report)}".rstrip()
 
 
-def to_decide(found: Difference, report: Report) -> str:
-    """The command that would decide an open verdict, or what it takes; empty where unknown."""
-    advice, evaluation = found.advice, report.evaluation
+def to_decide(difference: Difference, report: Report) -> str:
+    """The command that would decide an open verdict, or what it takes; empty if unknown."""
+    advice, evaluation = difference.advice, report.evaluation
     settings = replace(report.settings, saved=False, repeats=None)
     if advice.particles is not None:
-        own: dict[str, Any] = {"evaluations": None, "std_error": None}
-        own |= {"estimator": "importance", "particles": advice.particles}
-        evaluation = replace(evaluation, **own)
+        evaluation = replace(
+            evaluation,
+            estimator="importance",
+            particles=advice.particles,
+            calls=None,
+            std_error=None,
+        )
     elif advice.samples is not None:
         available = len(getattr(report.dataset, evaluation.split))
         if advice.samples > available:
@@ -145,8 +164,8 @@ def to_decide(found: Difference, report: Report) -> str:
 
 
 def reading(report: Report) -> list[str]:
-    """How to read the tables, a paragraph each."""
-    found = report.comparison
+    """How to read the tables, in paragraphs."""
+    level = report.comparison.level
     lines = [
         "All models were given the same samples, so the difference is taken sample by sample "
         "(paired): its error is that of the differences, often far below the errors of the means. "
@@ -155,17 +174,17 @@ def reading(report: Report) -> list[str]:
         "of a model with several, its training seeds. “Of which Monte Carlo” is the noise alone, "
         "which more network calls would remove; the rest takes more samples or seeds. Means and "
         "differences are in nats per sample, where higher is better (bits per dimension: lower).",
-        f"The intervals cover all expected differences in {100 * found.level:g} % of repetitions; "
+        f"The intervals cover all expected differences in {100 * level:g} % of repetitions; "
         "against the best of several models, which chance helped to be the best, they are wider "
         "than for one pair.",
     ]
-    kinds = {row.kind for row in found.models.values()}
+    kinds = {row.kind for row in report.comparison.models.values()}
     if "lower bound" in kinds:
         lines.append(
             "A lower bound lies below log p by an unknown gap. A higher bound is thus a better "
             "bound, not surely a better model: the lines on log p say what follows for the models. "
             "“Decided” follows from bounds on both sides, “likely” from the trend in the number "
-            f"of particles; such a line is wrong in {50 * (1 - found.level):g} % of repetitions "
+            f"of particles; such a line is wrong in {50 * (1 - level):g} % of repetitions "
             "at most. Else nothing is said, and what would decide stands beside it."
         )
     return lines
@@ -173,29 +192,41 @@ def reading(report: Report) -> list[str]:
 
 def facts(report: Report) -> list[tuple[str, str]]:
     """Where the figures come from."""
-    data, settings, found = report.dataset, report.evaluation, report.comparison.differences
+    data, settings = report.dataset, report.evaluation
     kind = "continuous, densities" if data.levels is None else f"{data.levels} levels"
-    told = [
+    lines = [
         ("Data", f"{data.name}: samples of shape {data.event_shape}, {kind}; in units as given"),
         ("Samples", f"{report.comparison.samples} of the {settings.split} split"),
+        *((model.name, _origin(model, report)) for model in report.models),
     ]
-    for model in report.models:
-        runs = ", ".join(report.runs[place] for place in model.runs)
-        seeds = ", ".join(map(str, model.seeds))
-        told.append((model.name, f"{runs}; training seed{'s' * (len(model.seeds) > 1)} {seeds}"))
     if report.settings.paired_seeds:
-        told.append(("Training seeds", "taken as pairs: what models owe to a seed alike cancels"))
-    told += [(f"Estimator of {name}", _cost(result)) for name, result in report.first.items()]
-    versions = f"pyrodiff {pyrodiff.__version__}, torch {torch.__version__}, "
-    versions += f"Pyro {pyro.__version__}, Python {platform.python_version()}"
+        lines.append(("Training seeds", "taken as pairs: what models owe to a seed alike cancels"))
     return [
-        *told,
+        *lines,
+        *((f"Estimator of {name}", _cost(result)) for name, result in report.first.items()),
         ("Noise", _noise(report)),
-        *((f"Monte Carlo error of {each.model}", _common(each)) for each in found if _known(each)),
+        *(
+            (f"Monte Carlo error of {difference.model}", _common(difference))
+            for difference in report.comparison.differences
+            if _is_known(difference)
+        ),
         ("Command", _command(report)),
-        ("Versions", versions),
+        ("Versions", _versions()),
         ("Date", f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"),
     ]
+
+
+def _origin(model: Model, report: Report) -> str:
+    runs = ", ".join(report.runs[index] for index in model.runs)
+    seeds = ", ".join(map(str, model.seeds))
+    return f"{runs}; training seed{'s' * (len(model.seeds) > 1)} {seeds}"
+
+
+def _versions() -> str:
+    return (
+        f"pyrodiff {__version__}, torch {torch.__version__}, "
+        f"Pyro {pyro.__version__}, Python {platform.python_version()}"
+    )
 
 
 def _cost(result: LogLikelihood) -> str:
@@ -212,44 +243,45 @@ def _noise(report: Report) -> str:
     return f"seed {report.evaluation.seed}, common to all models{repeats}"
 
 
-def _known(found: Difference) -> bool:
-    return math.isfinite(found.monte_carlo) and math.isfinite(found.independent)
+def _is_known(difference: Difference) -> bool:
+    return math.isfinite(difference.monte_carlo) and math.isfinite(difference.independent)
 
 
-def _common(found: Difference) -> str:
-    common, independent = _error(found.monte_carlo), _error(found.independent)
+def _common(difference: Difference) -> str:
+    common, independent = _error(difference.monte_carlo), _error(difference.independent)
     return f"{common} in its difference; {independent} if the noise were not common"
 
 
 def _command(report: Report) -> str:
     words = ["pyrodiff", "compare", *report.runs]
     for settings in (report.evaluation, report.settings):
-        usual: Any = type(settings)().to_dict()
+        defaults = type(settings)().to_dict()
         for name, value in settings.to_dict().items():
-            if value == usual[name] or (report.settings.saved and name not in FLAGS):
+            if value == defaults[name] or (report.settings.saved and name not in FLAGS):
                 continue
-            words.append(f"--{name}" if name in FLAGS else f"--{name}={value}")
+            option = name.replace("_", "-")
+            words.append(f"--{option}" if name in FLAGS else f"--{option}={value}")
     return shlex.join(words)
 
 
 def print_comparison(report: Report) -> None:
-    """Tables, and what follows from them in words."""
+    """Print the tables, and what follows from them in words."""
     from rich.box import SIMPLE
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    terminal, found = console(), report.comparison
-    title = f"{report.dataset.name}, {report.evaluation.split}: {found.samples} samples"
+    terminal, comparison = console(), report.comparison
+    title = f"{report.dataset.name}, {report.evaluation.split}: {comparison.samples} samples"
     terminal.print(Text(title, style="bold"))
     for table in tables(report):
         shown = RichTable(title=Text(table.title), box=SIMPLE, title_justify="left")
-        for place, name in enumerate(table.header):
-            shown.add_column(Text(name), justify="right" if place else "left")
+        for column, name in enumerate(table.header):
+            shown.add_column(Text(name), justify="right" if column else "left")
         for row in table.rows:
             shown.add_row(*map(Text, row))
         terminal.print(shown)
-    for each in found.differences:
-        for line in words(each, report):
+    for difference in comparison.differences:
+        for line in words(difference, report):
             terminal.print(Text(line))
-    for note in found.notes:
+    for note in comparison.notes:
         terminal.print(Text(note, style="dim"))
