@@ -130,14 +130,10 @@ def none(faults: Iterable[str]) -> None:
     assert not lines, "\n".join(["", *lines])
 
 
-until_files_are_split = pytest.mark.xfail(strict=False, reason="files are being split")
-
-
 def test_every_module_has_a_floor() -> None:
     none(name for name in MODULES if prefix(name) not in FLOORS)
 
 
-@until_files_are_split
 def test_every_floor_has_a_module() -> None:
     none(FLOORS.keys() - {prefix(name) for name in MODULES})
 
@@ -154,28 +150,23 @@ def test_the_page_has_the_same_floors() -> None:
     none({name for name in FLOORS if name.isalpha()} - floors.keys())
 
 
-@until_files_are_split
 def test_imports_run_downwards() -> None:
     none(upward_imports(MODULES))
 
 
-@until_files_are_split
 def test_no_circle_of_imports() -> None:
     none(largest_circle(MODULES))
 
 
-@until_files_are_split
 def test_private_names_stay_in_their_file() -> None:
     none(structure.private_imports(MODULES))
     none(structure.private_attributes(MODULES))
 
 
-@until_files_are_split
 def test_no_call_has_six_positional_arguments() -> None:
     none(structure.positional_calls(MODULES))
 
 
-@until_files_are_split
 def test_files_are_short() -> None:
     long = {name for name, lines in structure.files(MODULES).items() if lines > 300}
     none(long ^ LONG_FILES.keys())
