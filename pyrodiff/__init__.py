@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from pyrodiff.denoisers import MeanDenoiser as MeanDenoiser
     from pyrodiff.denoisers import NoiseDenoiser as NoiseDenoiser
     from pyrodiff.denoisers import VelocityDenoiser as VelocityDenoiser
+    from pyrodiff.grids import Grid as Grid
+    from pyrodiff.grids import LogSNRGrid as LogSNRGrid
+    from pyrodiff.grids import OptimalGrid as OptimalGrid
+    from pyrodiff.grids import QuadraticGrid as QuadraticGrid
+    from pyrodiff.grids import UniformGrid as UniformGrid
     from pyrodiff.kernels import Level as Level
     from pyrodiff.kernels import Step as Step
     from pyrodiff.likelihood import Dequantized as Dequantized
@@ -50,30 +55,40 @@ if TYPE_CHECKING:
     from pyrodiff.objectives import VariationalBound as VariationalBound
     from pyrodiff.objectives import WeightedLoss as WeightedLoss
     from pyrodiff.objectives import variational_term as variational_term
+    from pyrodiff.samplers import DDIM as DDIM
+    from pyrodiff.samplers import ProbabilityFlowSampler as ProbabilityFlowSampler
+    from pyrodiff.samplers import Sampler as Sampler
     from pyrodiff.schedules import BetaSchedule as BetaSchedule
     from pyrodiff.schedules import CosineSchedule as CosineSchedule
     from pyrodiff.schedules import LinearSchedule as LinearSchedule
     from pyrodiff.schedules import LogSNRSchedule as LogSNRSchedule
     from pyrodiff.schedules import Schedule as Schedule
+    from pyrodiff.schedules import TabulatedSchedule as TabulatedSchedule
     from pyrodiff.timesteps import AllTimesteps as AllTimesteps
     from pyrodiff.timesteps import LossAwareTimesteps as LossAwareTimesteps
     from pyrodiff.timesteps import LowDiscrepancyTimesteps as LowDiscrepancyTimesteps
     from pyrodiff.timesteps import Timesteps as Timesteps
     from pyrodiff.timesteps import UniformTimesteps as UniformTimesteps
     from pyrodiff.vae import VAE as VAE
+    from pyrodiff.variances import AnalyticVariance as AnalyticVariance
     from pyrodiff.variances import FixedLarge as FixedLarge
     from pyrodiff.variances import FixedSmall as FixedSmall
     from pyrodiff.variances import LearnedDiagonal as LearnedDiagonal
     from pyrodiff.variances import LearnedRange as LearnedRange
+    from pyrodiff.variances import PosteriorCovariance as PosteriorCovariance
     from pyrodiff.variances import Variance as Variance
 
 # The five concepts with their kinds, by the module that holds them.
 _MODULES = {
-    "schedules": "Schedule LinearSchedule CosineSchedule LogSNRSchedule BetaSchedule",
+    "schedules": "Schedule LinearSchedule CosineSchedule LogSNRSchedule BetaSchedule "
+    "TabulatedSchedule",
     "kernels": "Level Step",
     "chains": "ForwardChain ReverseChain",
     "denoisers": "Denoiser NoiseDenoiser DataDenoiser VelocityDenoiser MeanDenoiser",
-    "variances": "Variance FixedSmall FixedLarge LearnedRange LearnedDiagonal",
+    "variances": "Variance FixedSmall FixedLarge LearnedRange LearnedDiagonal AnalyticVariance "
+    "PosteriorCovariance",
+    "grids": "Grid UniformGrid QuadraticGrid LogSNRGrid OptimalGrid",
+    "samplers": "Sampler DDIM ProbabilityFlowSampler",
     "decoders": "Decoder GaussianDecoder DiscretizedGaussianDecoder CategoricalDecoder",
     "networks": "ResidualMLP ResidualConvNet UNet",
     "timesteps": "Timesteps LowDiscrepancyTimesteps UniformTimesteps LossAwareTimesteps "

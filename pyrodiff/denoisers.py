@@ -11,12 +11,14 @@ whatever the network predicts, so that for a ``MeanDenoiser`` it is the network'
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyrodiff.covariances import Spread
 from pyrodiff.kernels import Level, Step
 from pyrodiff.precision import network_dtype
 
@@ -33,10 +35,31 @@ _TIMES = ("log_snr", "timestep")
 
 
 class Prediction(NamedTuple):
-    """A denoiser's output at x_t: x̂_0, and the raw output that a learned variance reads."""
+    """A denoiser's output at x_t: x̂_0, what a learned variance reads, and the spread of x_0."""
 
     x0_hat: Tensor
     raw_variance: Tensor | None
+    spread: Spread | None = None
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Prediction"]) -> "Prediction":
+        """One prediction for the rows of several, of the same kind."""
+        tensors = [part.tensors() for part in parts]
+        rows = iter(torch.cat(column) for column in zip(*tensors, strict=True))
+        return parts[0].map(lambda _: next(rows))
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in the order of ``map``."""
+        tensors: list[Tensor] = []
+        self.map(lambda value: tensors.append(value) or value)  # type: ignore[func-returns-value]
+        return tensors
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Prediction":
+        """The prediction with every tensor changed alike: rows of it, or another shape."""
+        raw = None if self.raw_variance is None else change(self.raw_variance)
+        return Prediction(
+            change(self.x0_hat), raw, None if self.spread is None else self.spread.map(change)
+        )
 
 
 class Denoiser(nn.Module, ABC):

@@ -1,4 +1,4 @@
-"""Distributions of x_0 given x_1, of one dimension each.
+"""Distributions of the reverse chain: of its steps, and of x_0 given x_1.
 
 Each can sample from given standard normal noise (``from_noise``), so that one stream of normals is
 all the randomness of a sample.
@@ -9,12 +9,18 @@ import math
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints, register_kl
+
+from pyrodiff.covariances import Covariance
 
 __all__ = [
     "DiscretizedNormal",
     "GridCategorical",
+    "Law",
     "Normal",
+    "StructuredNormal",
+    "from_noise",
+    "of_one_dimension",
     "log_diff_exp",
     "log_normal_mass",
 ]
@@ -52,6 +58,22 @@ class Normal(dist.Normal):
     def from_noise(self, noise: Tensor) -> Tensor:
         """The sample that standard normal noise stands for: x̂_0 + s ε."""
         return self.loc + self.scale * noise
+
+
+def from_noise(law: "Law", noise: Tensor) -> Tensor:
+    """The sample of a distribution over events that standard normal noise stands for."""
+    if isinstance(law, StructuredNormal):
+        return law.from_noise(noise)
+    sample: Tensor = law.base_dist.from_noise(noise)
+    return sample
+
+
+def of_one_dimension(law: "Law") -> Distribution:
+    """A distribution over events of one dimension as one over numbers."""
+    if not isinstance(law, StructuredNormal):
+        return law.base_dist
+    scale = (0.5 * law.covariance.log_marginal(1)).exp()
+    return Normal(law.loc, scale.expand(law.loc.shape), validate_args=False)
 
 
 class DiscretizedNormal(dist.TorchDistribution):
@@ -116,3 +138,63 @@ class GridCategorical(dist.TorchDistribution):
         uniform = torch.special.ndtr(noise.double()).unsqueeze(-1)
         index = (uniform > cumulative).sum(-1)
         return self.low + index.to(noise) * self._spacing()
+
+
+class StructuredNormal(dist.TorchDistribution):
+    """A normal over events with a structured covariance.
+
+    Args:
+        loc: the mean, shape (*batch, *event_shape).
+        covariance: Σ.
+        event_dim: how many axes an event has.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, covariance: Covariance, event_dim: int):
+        self.loc, self.covariance = loc, covariance
+        batch, event = loc.shape[: loc.dim() - event_dim], loc.shape[loc.dim() - event_dim :]
+        super().__init__(batch, event, validate_args=False)
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    def expand(self, batch_shape: _Shape, _instance: object = None) -> "StructuredNormal":
+        loc = self.loc.expand(torch.Size(batch_shape) + self.event_shape)
+        return StructuredNormal(loc, self.covariance, len(self.event_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        event_dim, size = len(self.event_shape), self.event_shape.numel()
+        squares = self.covariance.squared_norm(value - self.loc, event_dim)
+        log_det = self.covariance.log_det(size, event_dim)
+        return -0.5 * (squares + log_det + size * math.log(2 * math.pi))
+
+    def rsample(self, sample_shape: _Shape = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return self.from_noise(torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device))
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """The sample that standard normal noise stands for: μ + Σ^½ ε."""
+        return self.loc + self.covariance.color(noise, len(self.event_shape))
+
+
+Law = dist.Independent | StructuredNormal
+"""What the steps of a reverse chain are: distributions over events."""
+
+
+@register_kl(dist.Independent, StructuredNormal)
+def _kl_of_structured(p: dist.Independent, q: StructuredNormal) -> Tensor:
+    """KL of an isotropic normal, such as the posterior of the forward chain."""
+    event_dim, scale = len(q.event_shape), p.base_dist.scale
+    axes = zip(scale.shape[-event_dim:], scale.stride()[-event_dim:], strict=True)
+    expanded = all(size == 1 or stride == 0 for size, stride in axes)
+    if not isinstance(p.base_dist, dist.Normal) or not expanded:
+        raise NotImplementedError  # one scale for the event is all that is known here
+    one = scale.flatten(-event_dim)[..., 0].reshape(*scale.shape[:-event_dim], *(1,) * event_dim)
+    return q.covariance.kl_from_isotropic(2 * one.log(), p.mean - q.loc, event_dim)

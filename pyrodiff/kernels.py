@@ -16,8 +16,9 @@ subtraction.  Each formula is typed once, here.
 there to t − 1.
 """
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import pyro.distributions as dist
 import torch
@@ -32,6 +33,7 @@ __all__ = [
     "Step",
     "StepTable",
     "gaussian_kl",
+    "jump",
     "marginal",
     "marginal_coefficients",
     "posterior",
@@ -139,7 +141,8 @@ class Level:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The level with every tensor changed alike: rows of it, or another shape."""
-        return type(self)(*(change(getattr(self, field.name)) for field in fields(self)))
+        names = type(self).__dataclass_fields__
+        return type(self)(*map(change, map(getattr, itertools.repeat(self), names)))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -164,17 +167,29 @@ class Step(Level):
         return self.c_0 * x_0 + self.c_t * x_t
 
 
-def steps(log_snr: Tensor) -> Step:
-    """Every step of a chain with the table λ_1 … λ_T; tensors of shape (T,), float64."""
+def steps(log_snr: Tensor, times: Tensor | None = None) -> Step:
+    """Every step of a chain with the table λ_1 … λ_T; tensors of shape (T,), float64.
+
+    Args:
+        log_snr: shape (T,), float64.
+        times: what the network is told as t, shape (T,); default 1 … T.
+    """
     previous = torch.cat([log_snr.new_full((1,), torch.inf), log_snr[:-1]])
-    c_0, c_t, log_small = posterior_coefficients(previous, log_snr)
-    _, log_large = transition_coefficients(previous, log_snr)
-    log_small = torch.cat([log_small[1:2] if len(log_snr) > 1 else log_large[:1], log_small[1:]])
-    alpha, sigma = marginal_coefficients(log_snr)
-    t = torch.arange(1, len(log_snr) + 1, dtype=log_snr.dtype)
+    if times is None:
+        times = torch.arange(1, len(log_snr) + 1, dtype=log_snr.dtype)
+    step = jump(previous, log_snr, times)
+    first = step.log_small[1:2] if len(log_snr) > 1 else step.log_large[:1]
+    return replace(step, log_small=torch.cat([first, step.log_small[1:]]))
+
+
+def jump(log_snr_s: Tensor, log_snr_t: Tensor, t: Tensor) -> Step:
+    """The step from any level t to any less noisy level s, λ_s > λ_t, wherever a chain has them."""
+    c_0, c_t, log_small = posterior_coefficients(log_snr_s, log_snr_t)
+    _, log_large = transition_coefficients(log_snr_s, log_snr_t)
+    alpha, sigma = marginal_coefficients(log_snr_t)
     return Step(
         t=t,
-        log_snr=log_snr,
+        log_snr=log_snr_t,
         alpha=alpha,
         sigma=sigma,
         c_0=c_0,
@@ -189,11 +204,12 @@ class StepTable:
 
     Args:
         log_snr: λ_1 … λ_T, shape (T,), float64.
+        times: what the network is told as t, shape (T,); default 1 … T.
     """
 
-    def __init__(self, log_snr: Tensor):
+    def __init__(self, log_snr: Tensor, times: Tensor | None = None):
         self.log_snr = log_snr
-        self._exact = steps(log_snr)
+        self._exact = steps(log_snr, times)
         self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
         self._single: dict[tuple[torch.dtype, torch.device, int], Step] = {}
 
@@ -228,12 +244,13 @@ class StepTable:
 
     def times(self, log_snr: Tensor) -> Tensor:
         """t of any λ, linear between the steps, of the shape of ``log_snr``."""
-        table = self.log_snr.to(log_snr.device)
+        table, times = (v.to(log_snr.device) for v in (self.log_snr, self._exact.t))
         if len(table) == 1:
-            return torch.ones_like(log_snr)
+            return times.expand(log_snr.shape)
         right = torch.searchsorted(-table, -log_snr).clamp(1, len(table) - 1)
         above, below = table[right - 1], table[right]
-        return right + (above - log_snr) / (above - below)
+        share = (above - log_snr) / (above - below)
+        return times[right - 1] + share * (times[right] - times[right - 1])
 
     def _cast_to(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """t and λ, (2, T), and all other coefficients, (6, T)."""

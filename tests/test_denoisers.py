@@ -70,7 +70,7 @@ def test_consistent_outputs_give_one_x0_hat(t: int) -> None:
     step = FORWARD.step(t, x_t, 2)
     for kind, output in outputs.items():
         denoiser = kind(Network(lambda x, time, context, output=output: output))
-        x0_hat, raw = denoiser(x_t, step)
+        x0_hat, raw, _ = denoiser(x_t, step)
         # at T = 10, α = 2e-3: dividing by it costs three digits
         torch.testing.assert_close(x0_hat, guess, rtol=0.0, atol=1e-11, msg=kind.__name__)
         assert raw is None
@@ -97,7 +97,7 @@ def test_true_output_recovers_the_data(kind: type[Denoiser]) -> None:
         VelocityDenoiser: step.alpha * noise - step.sigma * x_0,
         MeanDenoiser: step.c_0 * x_0 + step.c_t * x_t,
     }[kind]
-    x0_hat, _ = kind(Network(lambda *_: output))(x_t, step)
+    x0_hat, _, _ = kind(Network(lambda *_: output))(x_t, step)
     torch.testing.assert_close(x0_hat, x_0, rtol=0.0, atol=1e-12)
 
 
@@ -127,8 +127,8 @@ def test_a_level_between_two_steps_is_as_good_as_one_of_the_chain(kind: type[Den
 @every_kind
 def test_clip_is_of_x0_hat_and_of_nothing_else(kind: type[Denoiser]) -> None:
     x_t, step = 3 * draws(50, 3), FORWARD.step(4, draws(1, 3), 1)
-    free, _ = kind(Network(same))(x_t, step)
-    clipped, _ = kind(Network(same), clip=(-1, 0.5))(x_t, step)
+    free, _, _ = kind(Network(same))(x_t, step)
+    clipped, _, _ = kind(Network(same), clip=(-1, 0.5))(x_t, step)
     assert float(free.min()) < -1 and float(free.max()) > 0.5  # there is something to clip
     assert torch.equal(clipped, free.clamp(-1, 0.5))
 
@@ -193,9 +193,9 @@ def test_context_goes_to_the_network_only_where_there_is_one() -> None:
 def test_learned_variance_is_the_second_half_of_the_first_event_axis(kind: type[Denoiser]) -> None:
     x_t, raw = draws(4, 3, 2), draws(4, 3, 2, seed=1)
     step = FORWARD.step(3, x_t, 2)
-    plain, _ = kind(Network(lambda x, *_: x.sin()))(x_t, step)
+    plain, _, _ = kind(Network(lambda x, *_: x.sin()))(x_t, step)
     network = Network(lambda x, *_: torch.cat([x.sin(), raw], dim=1))
-    x0_hat, second = kind(network)(x_t, step, learned_variance=True)
+    x0_hat, second, _ = kind(network)(x_t, step, learned_variance=True)
     assert torch.equal(x0_hat, plain)
     assert second is not None and torch.equal(second, raw)
 

@@ -13,6 +13,7 @@ from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.decoders import CategoricalDecoder
 from pyrodiff.denoisers import DataDenoiser, NoiseDenoiser
 from pyrodiff.likelihood import (
+    Estimator,
     PathBound,
     ProbabilityFlow,
     SandwichBound,
@@ -21,9 +22,11 @@ from pyrodiff.likelihood import (
 )
 from pyrodiff.likelihood.particles.twists import DenoisedTwist
 from pyrodiff.likelihood.termwise.pilot import Pilot
+from pyrodiff.networks import ResidualMLP
 from pyrodiff.networks.modes import evaluation_mode
 from pyrodiff.objectives import VariationalBound
 from pyrodiff.schedules import LogSNRSchedule
+from pyrodiff.variances import FixedSmall, PosteriorCovariance, Variance
 
 F64 = torch.float64
 X_0 = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
@@ -169,3 +172,22 @@ def test_what_inference_mode_leaves_behind_can_be_trained_with(
         reverse.decode(latent).log_prob(x_0).sum() + VariationalBound()(reverse, forward)(x_0)
     ).backward()
     assert latent.grad is not None and scale.grad is not None and bool(scale.grad.isfinite())
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [ProbabilityFlow(), ProbabilityFlow(exact_up_to=1), PathBound(2)],
+    ids=["flow", "flow with probes", "path"],
+)
+@pytest.mark.parametrize("variance", [FixedSmall(), PosteriorCovariance("full")], ids=repr)
+def test_estimates_are_the_same_in_inference_mode(estimator: Estimator, variance: Variance) -> None:
+    """Those that differentiate the network, too."""
+    torch.manual_seed(0)
+    network = ResidualMLP((2,), width=8, blocks=1, context_size=1).double()
+    forward = ForwardChain(LogSNRSchedule(4.0, -4.0), 5)
+    reverse = ReverseChain(NoiseDenoiser(network), forward, (2,), variance=variance)
+    context = torch.arange(8.0, dtype=F64)[:, None]
+    expected = estimator.estimate(reverse, X_0, seed=1, context=context).value
+    with torch.inference_mode():
+        inside = estimator.estimate(reverse, X_0.clone(), seed=1, context=context.clone()).value
+    assert torch.equal(inside, expected)

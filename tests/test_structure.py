@@ -23,20 +23,23 @@ FLOORS = {
     # what everybody may use
     "_version": 0,
     "checks": 0,
-    # tools: noise, arithmetic, distributions, λ(u), files
-    "distributions": 1,
+    # tools: noise, arithmetic, λ(u), files
     "finite": 1,
     "precision": 1,
     "schedules": 1,
     "serialization": 1,
     "streams": 1,
-    # Gaussian kernels between noise levels, and networks
+    # Gaussian kernels between noise levels, covariances and distributions of a step; networks
     "kernels": 2,
     "networks": 2,
+    "covariances": 2.1,
+    "distributions": 2.2,
     # one axis of the reverse step each
     "decoders": 3,
     "denoisers": 3,
-    "variances": 3,
+    "variances": 3.1,
+    # which levels a chain of few steps visits
+    "grids": 3.2,
     # a chain's parts as plain values and back; the two Pyro programs, and how to draw from them
     "serialization.catalogue": 4,
     "serialization.networks": 4.1,

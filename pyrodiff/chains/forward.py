@@ -60,9 +60,9 @@ class ForwardChain(PyroModule):
         self.num_steps = num_steps
         self.order = order
         with torch.inference_mode(False):  # a chain made in inference mode must serve training, too
-            self._tabulate(schedule.table(num_steps))
+            self._tabulate(schedule.table(num_steps), schedule.times(num_steps))
 
-    def _tabulate(self, log_snr: Tensor) -> None:
+    def _tabulate(self, log_snr: Tensor, times: Tensor) -> None:
         """Check λ_1 … λ_T and keep what is computed from them."""
         if not bool(log_snr.isfinite().all()) or not bool((log_snr.diff() < 0).all()):
             raise ValueError(
@@ -76,7 +76,7 @@ class ForwardChain(PyroModule):
             )
         # Plain attributes, not buffers: `module.half()` must not touch float64 log-SNRs.
         self.log_snr: Float[Tensor, " T"] = log_snr
-        self.steps = kernels.StepTable(log_snr)
+        self.steps = kernels.StepTable(log_snr, times)
         self._dtypes: dict[tuple[torch.dtype, torch.device, bool], torch.dtype] = {}
         alpha, sigma = kernels.marginal_coefficients(log_snr[-1:])
         zero = torch.zeros_like(sigma)

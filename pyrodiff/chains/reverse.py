@@ -6,36 +6,25 @@ from typing import Any, cast
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from pyrodiff import samplers
 from pyrodiff.chains.forward import ForwardChain, unique_name
-from pyrodiff.checks import check_count
+from pyrodiff.chains.transitions import Transitions
+from pyrodiff.checks import check_choice, check_count
 from pyrodiff.decoders import Decoder, GaussianDecoder, check_data
-from pyrodiff.denoisers import Denoiser, Prediction
+from pyrodiff.denoisers import Denoiser, MeanDenoiser
 from pyrodiff.finite import check_finite
-from pyrodiff.kernels import Level, Step
+from pyrodiff.grids import GRIDS, Grid
+from pyrodiff.schedules import TabulatedSchedule
 from pyrodiff.serialization.models import Parts, SavedModel
 from pyrodiff.variances import FixedLarge, Variance
 
 __all__ = ["ReverseChain"]
 
 
-def _repeat(batch: torch.Size, context: Tensor | None, level: Level) -> tuple[Tensor | None, Level]:
-    """Context and level of each row of a flattened batch."""
-
-    def flatten(value: Tensor) -> Tensor:
-        return value.expand(*batch, *value.shape[1:]).reshape(-1, *value.shape[1:])
-
-    if level.log_snr.dim():
-        level = level.map(flatten)
-    return None if context is None else flatten(context), level
-
-
-class ReverseChain(SavedModel, PyroModule):
+class ReverseChain(SavedModel, Transitions):
     """The model p_θ(x_0:T), whose transitions are neural.
 
     Args:
@@ -65,13 +54,6 @@ class ReverseChain(SavedModel, PyroModule):
         torch.Size([5, 2])
     """
 
-    event_shape: torch.Size
-    event_dim: int
-    num_steps: int
-    forward_chain: ForwardChain
-    variance: Variance
-    decoder: Decoder
-
     def __init__(
         self,
         denoiser: Denoiser,
@@ -100,65 +82,6 @@ class ReverseChain(SavedModel, PyroModule):
         self.decoder = decoder
         self.event_dim, self.num_steps = len(self.event_shape), forward.num_steps
         self.__dict__["forward_chain"] = forward  # not a submodule: several models may share one
-
-    # -- the densities of the chain ------------------------------------------------------------
-
-    def step(self, t: Tensor | int, x: Tensor) -> Step:
-        """The steps ``t`` (1 … T), an integer or shape (N,), cast and shaped like ``x``."""
-        return self.forward_chain.steps.at(t, x, self.event_dim)
-
-    def level(self, log_snr: Tensor, x: Tensor) -> Level:
-        """The level of any log-SNR, shape () or (N,), float64, cast and shaped like ``x``."""
-        return self.forward_chain.steps.between(log_snr, x, self.event_dim)
-
-    def predict(
-        self, x_t: Float[Tensor, "..."], level: Level, context: Tensor | None = None
-    ) -> Prediction:
-        """x̂_0 and the raw variance at x_t of shape (*batch, *event_shape); one network call.
-
-        ``level`` and ``context`` belong to the rightmost batch axis; further batch axes on the
-        left (particles) share them.
-        """
-        batch = x_t.shape[: x_t.dim() - self.event_dim]
-        flat = x_t.reshape(-1, *self.event_shape)
-        if len(batch) > 1:
-            context, level = _repeat(batch, context, level)
-        # Not `self.denoiser`: inside a Pyro program that access registers every parameter anew.
-        denoiser = cast(Denoiser, self._modules["denoiser"])
-        x0_hat, raw = denoiser(flat, level, context, self.variance.learned)
-        if len(batch) == 1:
-            return Prediction(x0_hat, raw)
-        return Prediction(x0_hat.reshape(x_t.shape), raw if raw is None else raw.reshape(x_t.shape))
-
-    def log_variance(self, step: Step, prediction: Prediction) -> Tensor:
-        """log Σ_θ of p_θ(x_{t−1} | x_t), isotropic or of the shape of x_t."""
-        return self.variance.log_variance(step, prediction.raw_variance)
-
-    def transition(self, x_t: Tensor, t: int, context: Tensor | None = None) -> dist.Independent:
-        """p_θ(x_{t−1} | x_t) for t = 2 … T, x_t of shape (*batch, *event_shape)."""
-        step = self.step(t, x_t)
-        prediction = self.predict(x_t, step, context)
-        scale = (0.5 * self.log_variance(step, prediction)).exp()
-        mean = step.mean(prediction.x0_hat, x_t)
-        normal = dist.Normal(mean, scale.expand(mean.shape), validate_args=False)
-        return normal.to_event(self.event_dim)
-
-    def decode(
-        self, x_1: Tensor, context: Tensor | None = None, prediction: Prediction | None = None
-    ) -> dist.Independent:
-        """p_θ(x_0 | x_1), x_1 of shape (*batch, *event_shape); by one network call, or none.
-
-        Args:
-            x_1: shape (*batch, *event_shape).
-            context: shape (N, …) or None.
-            prediction: the denoiser's at (x_1, 1), where it is known.
-        """
-        step = self.step(1, x_1)
-        if prediction is None:
-            prediction = self.predict(x_1, step, context)
-        log_variance = self.log_variance(step, prediction)
-        law = self.decoder.distribution(x_1, prediction.x0_hat, log_variance, step)
-        return law.to_event(self.event_dim)
 
     # -- the Pyro program ----------------------------------------------------------------------
 
@@ -272,6 +195,45 @@ class ReverseChain(SavedModel, PyroModule):
             trajectory=trajectory,
         )
         return states if trajectory else states[0]
+
+    # -- other chains of the same network ------------------------------------------------------
+
+    def respaced(
+        self,
+        num_steps: int,
+        *,
+        variance: Variance | None = None,
+        grid: Grid | str = "log-snr",
+        decoder: Decoder | None = None,
+    ) -> Self:
+        """The same network on a chain of other steps, between the same ends; nothing is copied.
+
+        Args:
+            num_steps: n.
+            variance: of the new steps; default this chain's.
+            grid: which levels: ``"uniform"``, ``"quadratic"``, ``"log-snr"`` or a ``Grid``
+                (``pyrodiff.grids.OptimalGrid``).
+            decoder: default this chain's.
+
+        Raises:
+            ValueError: an unknown grid, fewer than one step, more than the grid has levels; other
+                steps for a ``MeanDenoiser``, whose output is the mean of a step of its own chain.
+        """
+        if isinstance(grid, str):
+            check_choice("grid", grid, GRIDS)
+            grid = GRIDS[grid]
+        log_snrs = grid.log_snrs(self.log_snrs, num_steps)
+        denoiser = cast(Denoiser, self._modules["denoiser"])
+        if isinstance(denoiser, MeanDenoiser) and not torch.equal(log_snrs, self.log_snrs):
+            raise ValueError(
+                "Expected a denoiser that serves any step for another grid; got a MeanDenoiser, "
+                "whose output is the mean of a step of its own chain."
+            )
+        schedule = TabulatedSchedule(log_snrs, self.forward_chain.times(log_snrs))
+        forward = ForwardChain(schedule, num_steps, order=self.forward_chain.order)
+        variance = self.variance if variance is None else variance
+        decoder = self.decoder if decoder is None else decoder
+        return type(self)(denoiser, forward, self.event_shape, variance, decoder)
 
     # -- files ---------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ An estimator of your own is a subclass that says what is done with one batch::
 
         def estimate_batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
             log_w = path_weights(reverse, batch, self.particles).sort(1).values[:, 1:]
-            calls = self.particles * reverse.num_steps
+            calls = self.particles * reverse.calls_per_path
             summary = mean_of_draws(log_w)
             return self.result(reverse, summary, kind="estimate", calls=calls, log_weights=log_w)
 

@@ -1,5 +1,6 @@
 r"""A batch at its steps of the chain, and the term of the bound there."""
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -68,27 +69,27 @@ class Visit:
         Args:
             stop_mean: let no gradient into x̂_0, so that the variance alone is trained.
         """
-        reverse, step = self.reverse, self.step
-        x0_hat = self.prediction.x0_hat.detach() if stop_mean else self.prediction.x0_hat
-        log_variance = reverse.variance.log_variance(step, self.prediction.raw_variance)
-        terms = gaussian_kl(
-            self.x_0 - x0_hat, step.log_small, log_variance, reverse.event_dim, step.c_0
-        )
-        log_variance = log_variance.expand(len(x0_hat), *log_variance.shape[1:])
-
-        def reconstruction(rows: Tensor | slice) -> Tensor:
-            first, spread = step.map(lambda value: value[rows]), log_variance[rows]
-            law = reverse.decoder.distribution(self.x_t[rows], x0_hat[rows], spread, first)
-            return -law.to_event(reverse.event_dim).log_prob(self.x_0[rows])
-
-        if not has_values(self.t):  # under torch.func.vmap no rows can be chosen
-            at_one = self.t.to(terms.device) == 1
-            return torch.where(at_one, reconstruction(slice(None)), terms)
-        rows = (self.t == 1).nonzero().flatten()
-        if len(rows):
-            rows = rows.to(terms.device)
-            terms = terms.index_put((rows,), reconstruction(rows))
-        return terms
+        reverse, step, prediction = self.reverse, self.step, self.prediction
+        if stop_mean:
+            prediction = prediction._replace(x0_hat=prediction.x0_hat.detach())
+        gap, event_dim = self.x_0 - prediction.x0_hat, reverse.event_dim
+        if reverse.variance.differentiates:
+            covariance = reverse.variance.covariance(step, prediction, event_dim)
+            terms = covariance.kl_from_isotropic(step.log_small, step.c_0 * gap, event_dim)
+        else:
+            log_variance = reverse.variance.log_variance(step, prediction.raw_variance)
+            terms = gaussian_kl(gap, step.log_small, log_variance, event_dim, step.c_0)
+        # under torch.func.vmap no rows can be chosen
+        first = (self.t == 1).nonzero().flatten() if has_values(self.t) else None
+        if first is not None and len(first) == 0:
+            return terms
+        rows = slice(None) if first is None else first.to(terms.device)
+        chosen = operator.itemgetter(rows)
+        law = reverse.reconstruction(self.x_t[rows], step.map(chosen), prediction.map(chosen))
+        reconstruction = -law.log_prob(self.x_0[rows])
+        if isinstance(rows, slice):
+            return torch.where(self.t.to(terms.device) == 1, reconstruction, terms)
+        return terms.index_put((rows,), reconstruction)
 
 
 def variational_term(

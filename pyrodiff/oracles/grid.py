@@ -18,6 +18,7 @@ below r = ½ an error.
 
 import math
 import warnings
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.decoders import CategoricalDecoder
+from pyrodiff.distributions import of_one_dimension
 from pyrodiff.oracles.linear import network_tensor
 
 __all__ = ["GridOracle"]
@@ -86,7 +88,7 @@ class GridOracle:
         for t in range(reverse.num_steps, 1, -1):
             densities.append(self._checked(self._propagate(densities[-1], t), t - 1))
         self.densities: Float[Tensor, "T points"] = torch.stack(densities[::-1])
-        self._decoder = reverse.decode(self._inputs, self._context).base_dist
+        self._decoder: Any = of_one_dimension(reverse.decode(self._inputs, self._context))
         self._check_decoder()
 
     def log_prob(self, x_0: Tensor) -> Float[Tensor, " n"]:
@@ -124,7 +126,7 @@ class GridOracle:
         return (mass / mass.sum()).log()
 
     def _propagate(self, density: Tensor, t: int) -> Tensor:
-        law = self.reverse.transition(self._inputs, t, self._context).base_dist
+        law: Any = of_one_dimension(self.reverse.transition(self._inputs, t, self._context))
         mean, scale = (v.squeeze(-1).to("cpu", torch.float64) for v in (law.loc, law.scale))
         resolution = self._resolution(mean, scale)
         self._check_resolution(resolution, density, f"the transition at t = {t}")

@@ -61,7 +61,7 @@ def network_tensor(reverse: ReverseChain) -> Tensor:
 def _check_chain(reverse: ReverseChain) -> None:
     if not isinstance(reverse.decoder, GaussianDecoder):
         raise TypeError(f"Expected a chain with a GaussianDecoder; got {reverse.decoder!r}.")
-    if reverse.variance.learned:
+    if reverse.variance.depends_on_x:
         raise ValueError(f"Expected a fixed variance; got {reverse.variance!r}.")
     clip = reverse.denoiser.clip
     if clip is not None:
@@ -91,8 +91,8 @@ def _affine(reverse: ReverseChain, t: int, like: Tensor) -> _Affine:
             f"by {error:g} at a random point at t = {t}."
         )
     if t == 1:
-        scale = reverse.decode(points[:1]).base_dist.scale.reshape(size)
-        return _Affine(matrix, offset, scale.to("cpu", torch.float64).square())
+        variance = reverse.decode(points[:1]).variance.reshape(size)
+        return _Affine(matrix, offset, variance.to("cpu", torch.float64))
     log_variance = reverse.variance.log_variance(step, None).to("cpu", torch.float64)
     return _Affine(matrix, offset, log_variance.exp().expand(1, *shape).reshape(size))
 

@@ -92,7 +92,7 @@ def build(kind: str, classes: Mapping[str, type], description: Any, **arguments:
         )
     _check_sizes(name, values)
     check_types(classes[name], values)
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    values = {name: _as_tuples(value) for name, value in values.items()}
     try:
         return classes[name](**values, **arguments)
     except Exception as error:  # values from a file can make a constructor raise nearly anything
@@ -108,6 +108,11 @@ def described(description: Any) -> dict[str, Any]:
     if not isinstance(description, dict) or not isinstance(description.get("class"), str):
         raise ValueError(f"Expected a description with a class name; got {short(description)}.")
     return description
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists as tuples, at every depth."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _check_sizes(name: str, arguments: dict[str, Any]) -> None:

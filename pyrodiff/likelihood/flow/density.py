@@ -76,18 +76,20 @@ class _Flow(NamedTuple):
     def drift(self, x: Tensor, log_snr: Tensor, context: Tensor | None) -> Tensor:
         """dx/dλ at x of shape (n, *event_shape) and λ of shape (n,), by one network call."""
         level = self.reverse.level(log_snr, x)
-        x0_hat = self.reverse.predict(x, level, context).x0_hat
+        x0_hat = self.reverse.predict(x, level, context, mean_only=True).x0_hat
         return 0.5 * level.alpha * (x0_hat - level.alpha * x)
 
     def slope(self, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The solver's f(λ, state, rows), with the network's arithmetic in ``dtype``."""
 
         def slope(log_snr: Tensor, state: Tensor, rows: Tensor) -> Tensor:
-            context = None if self.context is None else self.context[rows]
-            probe = None if self.probe is None else self.probe[rows]
-            x = state[:, :-1].to(dtype).reshape(-1, *self.reverse.event_shape)
-            with torch.enable_grad():
-                drift = self.drift(x.requires_grad_(), log_snr, context)
+            event_shape = self.reverse.event_shape
+            with torch.inference_mode(False), torch.enable_grad():
+                # copies: what was made in inference mode has no gradient
+                x = state[:, :-1].to(dtype).clone().reshape(-1, *event_shape)
+                context = None if self.context is None else self.context[rows].clone()
+                probe = None if self.probe is None else self.probe[rows].clone()
+                drift = self.drift(x.requires_grad_(), log_snr.clone(), context)
                 rate = divergence(drift, x, probe)
             return torch.cat([drift.detach().flatten(1), rate.unsqueeze(1)], 1).double()
 

@@ -107,7 +107,7 @@ class ParticleBound(Estimator):
     def estimate_batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
         population = self._propagate(reverse, batch)
         batch.failures.add(batch.indices, population.failed)
-        log_w, calls = eve_weights(population), self.particles * reverse.num_steps
+        log_w, calls = eve_weights(population), self.particles * reverse.calls_per_path
         result = self.result(
             reverse, _summary(log_w), kind="lower bound", calls=calls, log_weights=log_w
         )

@@ -194,9 +194,8 @@ class ParticleFilter:
             return predict(reverse, x, t, context)
         blocks = x.split(self.rows)
         contexts = [None] * len(blocks) if context is None else context.split(self.rows)
-        predictions = map(lambda x, c: predict(reverse, x, t, c), blocks, contexts)
-        x0_hat, raw = zip(*predictions, strict=True)
-        return Prediction(torch.cat(x0_hat), None if raw[0] is None else torch.cat(raw))
+        pairs = zip(blocks, contexts, strict=True)
+        return Prediction.concatenate([predict(reverse, block, t, c) for block, c in pairs])
 
 
 def _take(x: Tensor, prediction: Prediction, ancestors: Tensor) -> tuple[Tensor, Prediction]:
@@ -204,5 +203,4 @@ def _take(x: Tensor, prediction: Prediction, ancestors: Tensor) -> tuple[Tensor,
     n, count = ancestors.shape
     first = torch.arange(0, n * count, count, device=ancestors.device).unsqueeze(1)
     rows = (first + ancestors).flatten()
-    x0_hat, raw = prediction
-    return x[rows], Prediction(x0_hat[rows], None if raw is None else raw[rows])
+    return x[rows], prediction.map(lambda value: value[rows])

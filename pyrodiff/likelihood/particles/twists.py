@@ -29,7 +29,6 @@ from typing_extensions import Self
 from pyrodiff.chains import ReverseChain
 from pyrodiff.checks import check_count
 from pyrodiff.denoisers import Prediction
-from pyrodiff.likelihood.paths.weights import predict
 from pyrodiff.networks.modes import evaluation_mode
 from pyrodiff.oracles import GaussianMixture
 from pyrodiff.streams import NoiseStreams
@@ -129,7 +128,9 @@ class DenoisedTwist(Twist):
         with evaluation_mode(reverse):
             for t in steps:
                 x_t = chain.sample(x_0, t, streams.normal(x_0))
-                error = x_0 - predict(reverse, x_t, t, context).x0_hat
+                error = (
+                    x_0 - reverse.predict(x_t, reverse.step(t, x_t), context, mean_only=True).x0_hat
+                )
                 errors.append(float(error.square().mean()))
         noise = -chain.log_snr.numpy()  # ascending, as np.interp wants it
         log_r = np.interp(noise, noise[[t - 1 for t in steps]], np.log(errors))

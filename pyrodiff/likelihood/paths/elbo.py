@@ -68,7 +68,7 @@ class PathBound(Estimator):
             reverse,
             summary(log_w, jump),
             kind="lower bound",
-            calls=self.particles * reverse.num_steps,
+            calls=self.particles * reverse.calls_per_path,
             log_weights=log_w,
         )
 

@@ -56,6 +56,6 @@ class ImportanceBound(Estimator):
             reverse,
             log_mean_of_weights(log_w, debiased=self.jackknife),
             kind="estimate" if self.jackknife else "lower bound",
-            calls=self.particles * reverse.num_steps,
+            calls=self.particles * reverse.calls_per_path,
             log_weights=log_w,
         )

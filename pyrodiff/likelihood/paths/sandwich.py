@@ -23,13 +23,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyrodiff import kernels
 from pyrodiff.chains import ReverseChain
 from pyrodiff.checks import check_count
+from pyrodiff.distributions import from_noise
 from pyrodiff.finite import NOTHING_FAILED, Failures, check_finite, failed_at
 from pyrodiff.likelihood.estimator import Batch, Estimator, noise_seed
 from pyrodiff.likelihood.paths.weights import Move, path_weights
@@ -85,15 +85,14 @@ def generate(
     x_t, failed = streams.normal(chain.carry(like, exact=True)), NOTHING_FAILED
     total = reverse.prior(x_t).log_prob(x_t).double()
     for t in range(reverse.num_steps, 1, -1):
-        law = reverse.transition(x_t, t, context).base_dist
-        x_s = law.loc + law.scale * streams.normal(x_t)
-        p = dist.Normal(law.loc.double(), law.scale.double(), validate_args=False)
+        p = reverse.transition(x_t, t, context)
+        x_s = from_noise(p, streams.normal(x_t))
         knots = chain.log_snr[t - 2], chain.log_snr[t - 1]
         q = kernels.transition(x_s.double(), *knots, event_dim)
-        total += p.to_event(event_dim).log_prob(x_s.double()) - q.log_prob(x_t.double())
+        total += p.log_prob(x_s).double() - q.log_prob(x_t.double())
         x_t, failed = x_s, failed_at(failed, t, total)
     decoder = reverse.decode(x_t, context)
-    x_0 = decoder.base_dist.from_noise(streams.normal(x_t)).to(like)
+    x_0 = from_noise(decoder, streams.normal(x_t)).to(like)
     total += decoder.log_prob(x_0).double()
     total -= chain.marginal(x_0.double(), 1).log_prob(x_t.double())
     failed = failed_at(failed, 1, total)
@@ -122,7 +121,7 @@ class SandwichBound(Estimator):
     def estimate_batch(self, reverse: ReverseChain, batch: Batch) -> LogLikelihood:
         """The lower bound, with its K weights."""
         log_w = path_weights(reverse, batch, self.particles)
-        calls = self.particles * reverse.num_steps
+        calls = self.particles * reverse.calls_per_path
         summary = log_mean_of_weights(log_w)
         return self.result(reverse, summary, kind="lower bound", calls=calls, log_weights=log_w)
 
@@ -221,5 +220,5 @@ class SandwichBound(Estimator):
         value = log_mean_exp(mixed)
         unknown = torch.full_like(value, torch.nan)
         summary = Summary(value, unknown, torch.zeros_like(value), UNKNOWN)
-        calls = self.particles * reverse.num_steps
+        calls = self.particles * reverse.calls_per_path
         return self.result(reverse, summary, kind="upper bound", calls=calls, log_weights=mixed)

@@ -87,8 +87,17 @@ def move(
     shift = noise * math.exp(0.5 * float(step.log_small))
     x = torch.add(shift, x_0, alpha=float(step.c_0)).add_(x_t, alpha=float(step.c_t))
     gap = x_0 - prediction.x0_hat
-    if not reverse.variance.learned:
-        return Move(x, _finite_or_nan(_fixed_log_ratio(reverse, gap, step, shift)))
+    if reverse.variance.differentiates:
+        wide = reverse.step(t, x_t)
+        covariance = reverse.variance.covariance(wide, prediction, reverse.event_dim)
+        difference = shift + wide.c_0 * gap
+        log_ratio = covariance.log_ratio(noise, difference, wide.log_small, reverse.event_dim)
+        return Move(x, _finite_or_nan(log_ratio.double()))
+    if not reverse.variance.depends_on_x:
+        fixed = reverse.variance.log_variance(step, None)
+        if fixed.numel() == 1:
+            log_ratio = _fixed_log_ratio(reverse, gap, step, shift, float(fixed))
+            return Move(x, _finite_or_nan(log_ratio))
     wide = reverse.step(t, x_t)
     log_variance = reverse.log_variance(wide, prediction)
     log_rho, gap = wide.log_small - log_variance, gap * wide.c_0
@@ -97,10 +106,11 @@ def move(
     return Move(x, _finite_or_nan(log_ratio.sum(_axes(x)).double()))
 
 
-def _fixed_log_ratio(reverse: ReverseChain, gap: Tensor, step: Step, shift: Tensor) -> Tensor:
+def _fixed_log_ratio(
+    reverse: ReverseChain, gap: Tensor, step: Step, shift: Tensor, log_variance: float
+) -> Tensor:
     """log p_θ/q where Σ_θ is one number; gap = x_0 − x̂_0, g = c_0 · gap, shift = σ̃ z."""
-    c_0, log_small = float(step.c_0), float(step.log_small)
-    log_variance, axes = float(reverse.variance.log_variance(step, None)), _axes(gap)
+    c_0, log_small, axes = float(step.c_0), float(step.log_small), _axes(gap)
     cross = torch.add(shift, gap, alpha=0.5 * c_0).mul_(gap).sum(axes)
     total = (-c_0 * math.exp(-log_variance)) * cross.double()
     log_rho = log_small - log_variance

@@ -108,7 +108,7 @@ class TermwiseBound(Estimator):
         if self.calls is None:
             layout = every_step(scorer.start, reverse.num_steps)
         else:
-            layout = scorer.layout(self.calls)
+            layout = scorer.layout(_draws(self.calls, reverse))
         score = scorer.score(layout, path=0)
         terms, timesteps = score.terms, layout.middle
         if scorer.reconstruction is not None:
@@ -122,6 +122,8 @@ class TermwiseBound(Estimator):
         """Budgets from a first stage, values from fresh draws."""
         assert self.std_error is not None
         first = self.calls or _FIRST_STAGE
+        if self.calls is not None:
+            first = _draws(self.calls, scorer.reverse)
         layout = scorer.layout(first)
         stage = scorer.score(layout, path=0)
         budgets = _budgets(first, stage, self.std_error, scorer.reverse.num_steps)
@@ -136,7 +138,7 @@ class TermwiseBound(Estimator):
         return self._result(scorer, score, layout.total + spent, spent)
 
     def _result(self, scorer: Scorer, score: Score, calls: Tensor, spent: Tensor) -> LogLikelihood:
-        """The result but for its terms; ``spent`` are the calls that the values were made of."""
+        """The result but for its terms; values were made of ``spent`` draws of ``calls`` in all."""
         few = (spent > 0) & (spent < FEWEST_CALLS)
         heavy = (spent > 0) & ~few & (score.expected < _FEWEST_EXPECTED)
         remarks = []
@@ -146,13 +148,29 @@ class TermwiseBound(Estimator):
             remarks.append(_FEW_CALLS)
         if bool(heavy.any()):
             remarks.append(_HEAVY)
+        per_draw = scorer.reverse.calls_per_step
         freedom = score.freedom.masked_fill(few | heavy, torch.nan)
         summary = Summary(score.value, score.variance.sqrt(), freedom, "\n".join(remarks))
         return replace(
-            self.result(scorer.reverse, summary, kind="lower bound", calls=calls),
+            self.result(scorer.reverse, summary, kind="lower bound", calls=calls * per_draw),
             skewness=score.skewness,
             shared_calls=0 if self.pilot is None else self.pilot.calls,
         )
+
+
+def _draws(calls: int, reverse: ReverseChain) -> int:
+    """How many terms so many network calls pay for.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    draws = calls // reverse.calls_per_step
+    if draws < 2:
+        raise ValueError(
+            f"Expected calls to be an integer >= {2 * reverse.calls_per_step}, as a term takes "
+            f"{reverse.calls_per_step} under {reverse.variance!r}; got {calls}."
+        )
+    return draws
 
 
 def _budgets(first: int, stage: Score, target: float, num_steps: int) -> Tensor:

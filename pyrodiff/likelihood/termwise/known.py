@@ -42,8 +42,9 @@ def known_terms(reverse: ReverseChain) -> KnownTerms:
     t = torch.arange(1, chain.num_steps + 1)
     like = torch.zeros((), dtype=torch.float64).expand(chain.num_steps, *shape)
     step = chain.step(t, like, len(shape))
-    learned, decoder = reverse.variance.learned, reverse.decoder
-    log_variance = reverse.variance.log_variance(step, torch.zeros_like(like) if learned else None)
+    variance, decoder = reverse.variance, reverse.decoder
+    raw = torch.zeros_like(like) if variance.learned else None
+    log_variance = variance.log_variance(step, raw)
     log_variance = log_variance.double().cpu().expand_as(like).flatten(1)
     small, c_0 = (v.double().cpu().reshape(-1, 1) for v in (step.log_small, step.c_0))
     weight = 0.5 * (c_0.square() * (-log_variance).exp()).mean(1)
@@ -55,8 +56,8 @@ def known_terms(reverse: ReverseChain) -> KnownTerms:
         at_one = torch.full_like(at_one, 2 * math.log(scale))
     weight[0] = 0.5 * (-at_one).exp().mean()
     constant[0] = 0.5 * (at_one + math.log(2 * math.pi)).sum()
-    if learned:
+    if variance.depends_on_x:
         constant[1:] = 0
-    if not isinstance(decoder, GaussianDecoder) or (learned and scale is None):
+    if not isinstance(decoder, GaussianDecoder) or (variance.depends_on_x and scale is None):
         constant[0] = 0
     return KnownTerms(constant, weight, chain.log_snr.cpu())

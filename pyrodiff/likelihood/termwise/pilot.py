@@ -26,7 +26,7 @@ from torch import Tensor
 from pyrodiff.chains import ReverseChain
 from pyrodiff.likelihood.termwise.controls import Controls, Prepared, is_image
 from pyrodiff.likelihood.termwise.files import CONTROLS, TABLES, read_pilot, write_pilot
-from pyrodiff.likelihood.termwise.known import known_terms
+from pyrodiff.likelihood.termwise.known import KnownTerms, known_terms
 from pyrodiff.likelihood.termwise.moments import TYPICAL_KURTOSIS, relative_error
 from pyrodiff.likelihood.termwise.nodes import interpolation, middles, pilot_nodes, sides
 from pyrodiff.likelihood.termwise.regression import Drawn, Regression, regress, scaled
@@ -57,6 +57,13 @@ def _learn(drawn: Drawn, nodes: Tensor, fitted: Tensor, log_snr: Tensor, affine:
         table[fit], table[~fit] = one, other
         tables.append(table)
     return Regression(*tables)
+
+
+def _nodes(known: KnownTerms) -> tuple[Tensor, Tensor, Tensor]:
+    """Where calls go without a pilot, (T,), the steps that are fitted to, and those and middles."""
+    density = typical_density(known.log_snr, known.unit)
+    fitted = pilot_nodes(density, apart(known.log_snr))
+    return density, fitted, torch.cat([fitted, middles(fitted, known.log_snr)]).sort().values
 
 
 def _check_size(samples: int, calls: int, least_calls: int) -> None:
@@ -129,11 +136,10 @@ class Pilot:
         """
         reverse.check_data(x, context)
         known = known_terms(reverse)
-        density = typical_density(known.log_snr, known.unit)
-        fitted = pilot_nodes(density, apart(known.log_snr))
-        nodes = torch.cat([fitted, middles(fitted, known.log_snr)]).sort().values
-        samples = calls // (len(nodes) * REPEATS)
-        _check_size(len(x), calls, least_calls=2 * len(nodes) * REPEATS)
+        density, fitted, nodes = _nodes(known)
+        per_sample = len(nodes) * REPEATS * reverse.calls_per_step
+        samples = calls // per_sample
+        _check_size(len(x), calls, least_calls=2 * per_sample)
         controls = Controls.fit(x, known.log_snr)
         sampler = PilotSampler(reverse, controls, x, context, seed)
         with evaluation_mode(reverse):
@@ -152,10 +158,15 @@ class Pilot:
             spread=learned.noise,
             kurtosis=learned.kurtosis,
             misfit=learned.misfit,
-            calls=len(nodes) * samples * REPEATS,
+            calls=samples * per_sample,
         )
 
     run = fit  # its former name
+
+    @staticmethod
+    def least_calls(reverse: ReverseChain) -> int:
+        """The fewest network calls that ``fit`` accepts for this model."""
+        return 2 * len(_nodes(known_terms(reverse))[2]) * REPEATS * reverse.calls_per_step
 
     @property
     def num_steps(self) -> int:

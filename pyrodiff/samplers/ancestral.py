@@ -5,18 +5,18 @@ it depends neither on the number of samples nor on the batch size.
 """
 
 from collections import deque
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyrodiff.checks import check_count
+from pyrodiff.distributions import Law, from_noise
 from pyrodiff.finite import NOTHING_FAILED, Failures, failed_at
 from pyrodiff.streams import NoiseStreams
 
-__all__ = ["SampledChain", "ancestral", "count_samples", "sample"]
+__all__ = ["SampledChain", "States", "ancestral", "count_samples", "sample"]
 
 
 @runtime_checkable
@@ -29,11 +29,11 @@ class SampledChain(Protocol):
     def prototype(self) -> Tensor:
         """An empty tensor with the dtype and on the device that samples are drawn in."""
 
-    def transition(self, x_t: Tensor, t: int, context: Tensor | None) -> dist.Independent:
-        """p_θ(x_{t−1} | x_t), a normal."""
+    def transition(self, x_t: Tensor, t: int, context: Tensor | None) -> Law:
+        """p_θ(x_{t−1} | x_t), which has ``from_noise``."""
 
-    def decode(self, x_1: Tensor, context: Tensor | None) -> dist.Independent:
-        """p_θ(x_0 | x_1), whose distribution of one dimension has ``from_noise``."""
+    def decode(self, x_1: Tensor, context: Tensor | None) -> Law:
+        """p_θ(x_0 | x_1), which has ``from_noise``."""
 
 
 def count_samples(num_samples: int | None, context: Tensor | None) -> int:
@@ -63,10 +63,13 @@ def ancestral(
     x_t = streams.normal(chain.prototype())
     yield x_t
     for t in range(chain.num_steps, 1, -1):
-        law = chain.transition(x_t, t, context).base_dist
-        x_t = law.loc + law.scale * streams.normal(x_t)
+        x_t = from_noise(chain.transition(x_t, t, context), streams.normal(x_t))
         yield x_t
-    yield chain.decode(x_t, context).base_dist.from_noise(streams.normal(x_t))
+    yield from_noise(chain.decode(x_t, context), streams.normal(x_t))
+
+
+States = Callable[[Any, NoiseStreams, Tensor | None], Iterator[Tensor]]
+"""A way from noise to data: x_T, …, x_0 in turn from a chain, streams and a context."""
 
 
 def sample(
@@ -77,6 +80,7 @@ def sample(
     seed: int,
     batch_size: int,
     trajectory: bool,
+    states: States = ancestral,
 ) -> Tensor:
     """x_0 of the samples 0 … N − 1, or x_0, …, x_T, stacked: (1 or T + 1, N, *event_shape).
 
@@ -87,6 +91,7 @@ def sample(
         seed: of the noise streams.
         batch_size: samples per network call.
         trajectory: whether all states are returned.
+        states: the way from x_T to x_0.
 
     Warns:
         UserWarning: a network that returned NaN or infinity: such samples are NaN.
@@ -96,21 +101,21 @@ def sample(
         batch = range(start, min(start + batch_size, num_samples))
         streams = NoiseStreams(seed, batch, chain.event_shape)
         rows = None if context is None else context[batch.start : batch.stop]
-        states, failed = _sample_batch(chain, streams, rows, trajectory)
-        batches.append(states)
+        rows_of_states, failed = _sample_batch(states(chain, streams, rows), chain, trajectory)
+        batches.append(rows_of_states)
         failures.add(batch, failed)
     failures.warn(num_samples, "They are NaN.", stacklevel=5)
     return torch.cat(batches, dim=1)
 
 
 def _sample_batch(
-    chain: SampledChain, streams: NoiseStreams, context: Tensor | None, trajectory: bool
+    states: Iterator[Tensor], chain: SampledChain, trajectory: bool
 ) -> tuple[Tensor, Tensor]:
     """x_0, or x_0 … x_T, stacked, NaN from the step on at which a sample failed, and that step."""
-    states: deque[Tensor] = deque(maxlen=None if trajectory else 1)
+    returned: deque[Tensor] = deque(maxlen=None if trajectory else 1)
     failed, steps = NOTHING_FAILED, range(chain.num_steps + 1, 0, -1)
-    for t, x in zip(steps, ancestral(chain, streams, context), strict=True):
+    for t, x in zip(steps, states, strict=True):
         failed = failed_at(failed, t, x)  # x_{t−1}
         lost = (failed > 0).reshape(-1, *(1 for _ in chain.event_shape))
-        states.appendleft(x.masked_fill(lost, torch.nan))
-    return torch.stack(list(states)), failed
+        returned.appendleft(x.masked_fill(lost, torch.nan))
+    return torch.stack(list(returned)), failed

@@ -1,21 +1,15 @@
-r"""Variances of the reverse step p_θ(x_{t−1} | x_t) = N(μ_θ, Σ_θ), always diagonal.
-
-    FixedSmall       β̃_t, the posterior's                   (Ho et al., 2020, section 3.2)
-    FixedLarge       β_t = σ²_{t|t−1}, the transition's     (ibid.)
-    LearnedRange     exp(v log β_t + (1 − v) log β̃_t)       (Nichol and Dhariwal, 2021, eq. 15)
-    LearnedDiagonal  any positive σ²_θ = β_t exp(raw)
-
-β_t is the best variance for x_0 ~ N(0, I), β̃_t for a single point x_0; the truth lies between.
-At t = 1, where β̃_1 = 0, β̃_2 stands in for it (β_1 in a chain of one step).
-"""
+"""Variances of the reverse step that are fixed, or that the network has an output for."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from pyrodiff.kernels import Step
+from pyrodiff.covariances import Covariance
+from pyrodiff.denoisers import Prediction
+from pyrodiff.kernels import Level, Step
 
 __all__ = ["FixedLarge", "FixedSmall", "LearnedDiagonal", "LearnedRange", "Variance"]
 
@@ -33,6 +27,28 @@ class Variance(ABC):
             step: the chain's coefficients at t.
             raw: the network's output for the variance, of the shape of x_t; None where fixed.
         """
+
+    @property
+    def depends_on_x(self) -> bool:
+        """Whether Σ is a function of x_t, and not of t alone."""
+        return self.learned
+
+    differentiates: ClassVar[bool] = False
+    """Whether ``predict`` takes products with the denoiser's Jacobian."""
+
+    def products(self, size: int) -> int:
+        """Products with the denoiser's Jacobian in a step, for events of ``size`` values."""
+        return 0
+
+    def predict(
+        self, denoise: Callable[[Tensor], Prediction], x_t: Tensor, level: Level
+    ) -> Prediction:
+        """What is needed of the denoiser at x_t, shape (N, *event_shape)."""
+        return denoise(x_t)
+
+    def covariance(self, step: Step, prediction: Prediction, event_dim: int) -> Covariance:
+        """Σ of the step at ``step``, where the denoiser gave ``prediction``."""
+        return Covariance(self.log_variance(step, prediction.raw_variance))
 
 
 @dataclass(frozen=True)

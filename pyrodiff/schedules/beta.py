@@ -1,16 +1,6 @@
-r"""Noise schedules: the log signal-to-noise ratio λ of x as a function of time.
-
-A schedule is one strictly decreasing function, stored and evaluated in float64,
-
-    λ(u) = log(α_u² / σ_u²),    u ∈ [0, 1],    α² = sigmoid(λ),  σ² = sigmoid(−λ),
-
-from data (u = 0) to noise (u = 1).  A chain of T steps needs it at T points, ``table(T)``:
-λ_1 > λ_2 > … > λ_T.  Where a paper defines its chain by T betas, the table is that paper's
-(ᾱ_t = ∏_{s≤t} (1 − β_s), λ_t = logit ᾱ_t) and λ(u) its limit as T → ∞ with u = t/T.
-"""
+"""Schedules that come from betas, or from their limit in continuous time."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pyrodiff.checks import check_count
+from pyrodiff.schedules.schedule import Schedule
 
-__all__ = ["BetaSchedule", "CosineSchedule", "LinearSchedule", "LogSNRSchedule", "Schedule"]
+__all__ = ["BetaSchedule", "CosineSchedule", "LinearSchedule"]
 
 
 def _log_snr_from_log_alpha_bar(log_alpha_bar: Tensor) -> Tensor:
@@ -31,18 +22,6 @@ def _log_snr_from_log_alpha_bar(log_alpha_bar: Tensor) -> Tensor:
 def _log_snr_from_betas(betas: Tensor) -> Tensor:
     """λ_1 … λ_T of the betas: logit of ᾱ_t = ∏_{s≤t} (1 − β_s)."""
     return _log_snr_from_log_alpha_bar(torch.log1p(-betas).cumsum(0))
-
-
-class Schedule(ABC):
-    """A strictly decreasing log-SNR λ(u), u ∈ [0, 1], in float64."""
-
-    @abstractmethod
-    def log_snr(self, u: Tensor) -> Tensor:
-        """λ(u), of the shape of ``u``; λ(0) may be +∞ (x at u = 0 is the data), λ(1) −∞."""
-
-    @abstractmethod
-    def table(self, num_steps: int) -> Tensor:
-        """λ_1 … λ_T for a chain of T = ``num_steps`` steps, shape (T,), float64."""
 
 
 @dataclass(frozen=True)
@@ -133,41 +112,6 @@ class CosineSchedule(Schedule):
 
     def table(self, num_steps: int) -> Tensor:
         return _log_snr_from_betas(self.betas(num_steps))
-
-
-@dataclass(frozen=True)
-class LogSNRSchedule(Schedule):
-    r"""Linear log-SNR: λ(u) = λ_max + u (λ_min − λ_max) (Kingma et al., 2021, section 3.2).
-
-    The table holds λ at u = (t − 1)/(T − 1), so that x_1 has λ_max and x_T has λ_min: x_1 is
-    z_0 of Kingma et al., the least noisy latent.  With T = 1 the one latent has λ_min.
-
-    Examples:
-        >>> LogSNRSchedule(10.0, -5.0).table(4)
-        tensor([10.,  5.,  0., -5.], dtype=torch.float64)
-    """
-
-    maximum: float = 13.3
-    minimum: float = -5.0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.maximum) and math.isfinite(self.minimum)) or (
-            self.maximum <= self.minimum
-        ):
-            raise ValueError(
-                "Expected finite maximum > minimum; "
-                f"got maximum={self.maximum}, minimum={self.minimum}."
-            )
-
-    def log_snr(self, u: Tensor) -> Tensor:
-        ends = torch.tensor([self.maximum, self.minimum], dtype=torch.float64, device=u.device)
-        return torch.lerp(ends[0], ends[1], u.double())
-
-    def table(self, num_steps: int) -> Tensor:
-        check_count("num_steps", num_steps)
-        if num_steps == 1:
-            return torch.tensor([self.minimum], dtype=torch.float64)
-        return torch.linspace(self.maximum, self.minimum, num_steps, dtype=torch.float64)
 
 
 class BetaSchedule(Schedule):

@@ -1,0 +1,50 @@
+"""What the posterior covariance is made of: probes that are functions of t, and V from products."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyrodiff.covariances import Spread
+
+__all__ = ["full_spread", "negative_share", "random_signs", "random_words"]
+
+_GOLDEN, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
+
+
+def random_words(t: Tensor, count: int, size: int) -> Tensor:
+    """Random words as a function of t, the probe and the dimension, (*t.shape, count, size), int64.
+
+    SplitMix64 (Steele, Lea and Flood, 2014) of their number, in integers that wrap, so that every
+    device gives the same.
+    """
+    number = t.to(torch.int64)[..., None, None] * count
+    number = number + torch.arange(count, device=t.device)[:, None]
+    number = number * size + torch.arange(size, device=t.device) + 1
+    mixed = number * _GOLDEN
+    for shift, factor in ((30, _FIRST), (27, _SECOND)):
+        mixed = (mixed ^ ((mixed >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
+
+
+def random_signs(t: Tensor, count: int, size: int) -> Tensor:
+    """±1, shape (*t.shape, count, size), int64."""
+    return torch.where(random_words(t, count, size) < 0, -1, 1)
+
+
+def negative_share(values: Tensor) -> Tensor:
+    """The share of values below 0, (N, m) to (N,)."""
+    return (values.detach() < 0).to(values.dtype).mean(1)
+
+
+def full_spread(products: Callable[..., Tensor], x: Tensor) -> Spread:
+    """V from all d products, its negative eigenvalues set to 0."""
+    count, size = len(x), x[0].numel()
+    units = torch.eye(size, dtype=x.dtype, device=x.device).expand(count, size, size)
+    jacobian = products(units, last=True)
+    values, directions = torch.linalg.eigh(0.5 * (jacobian + jacobian.mT))
+    clipped = negative_share(values)
+    values = values.clamp(min=0.0)
+    first = values[:, :1]
+    diagonal = first.reshape(-1, *(1,) * (x.dim() - 1))
+    return Spread(diagonal, directions, values - first, clipped)
