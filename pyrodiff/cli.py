@@ -20,6 +20,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter,
 from pyrodiff import runs
 from pyrodiff._version import __version__
 from pyrodiff.checks import short
+from pyrodiff.runs.chain_settings import ChainSettings
 from pyrodiff.runs.choices import FORMER_NAMES, present_names
 from pyrodiff.runs.settings import FLAGS, ComparisonSettings, EvaluationSettings, FitSettings
 from pyrodiff.runs.terminal import let_go, make_forgiving, say
@@ -27,7 +28,7 @@ from pyrodiff.training.signals import Terminated, stoppable
 
 __all__ = ["main", "make_parser", "normalised", "settings_of"]
 
-Kind = TypeVar("Kind", FitSettings, EvaluationSettings, ComparisonSettings)
+Kind = TypeVar("Kind", ChainSettings, FitSettings, EvaluationSettings, ComparisonSettings)
 
 _CHOSEN = {field.name for field in fields(FitSettings) if field.default is None}
 
@@ -43,7 +44,7 @@ class _Formatter(DefaultHelpFormatter):
 
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
-        if action.dest in _CHOSEN:
+        if action.dest in _CHOSEN and self._prog.endswith(" fit"):
             return text.replace("default: null", "default: chosen for the data")
         return text.replace(", default: null", "")
 
@@ -126,6 +127,7 @@ def _sample_parser() -> ArgumentParser:
     parser.add_argument("-n", "--num_samples", type=int, default=64, help="Number of samples.")
     parser.add_argument("--seed", type=int, default=0, help="Of the noise.")
     parser.add_argument("--batch_size", type=int, default=256, help="Samples per network call.")
+    parser.add_class_arguments(ChainSettings)
     parser.add_argument("--label", type=int | None, help="The class, for a class-conditional run.")
     parser.add_argument("--output", type=str | None, help="A .npy file; default: RUN/samples.npy.")
     return parser
@@ -272,6 +274,7 @@ def _run(command: str, options: Namespace) -> None:
         others = {name: values[name] for name in ("output", "resume", "quiet")}
         runs.compare(options.runs, evaluation, comparison, **others)
     else:
+        settings_of(ChainSettings, options)
         runs.sample(**values)
 
 

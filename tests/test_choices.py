@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from pyrodiff.grids import GRIDS
 from pyrodiff.likelihood import Estimator
 from pyrodiff.objectives import Objective
 from pyrodiff.runs.build import make_estimator, make_model, make_objective
+from pyrodiff.runs.chain_settings import DEFAULT_GRID, VARIANCES, ChainSettings
 from pyrodiff.runs.choices import CHOICES, ESTIMATORS, make
+from pyrodiff.runs.respacing import Fits, respacing
 from pyrodiff.runs.settings import EvaluationSettings, FitSettings, recipe
+from pyrodiff.variances import AnalyticVariance, PosteriorCovariance
 
 MODEL = ("denoiser", "variance", "schedule", "decoder", "network")
 NAMES = [(kind, name) for kind in CHOICES for name in CHOICES[kind]]
+CHAIN = ("covariance", "grid")  # of a chain that a trained network is put on
 
 
 def test_no_class_has_two_names() -> None:
@@ -23,7 +29,7 @@ def test_no_class_has_two_names() -> None:
     assert len(set(targets)) == len(targets) == len(NAMES)
 
 
-@pytest.mark.parametrize(("kind", "name"), NAMES)
+@pytest.mark.parametrize(("kind", "name"), [row for row in NAMES if row[0] not in CHAIN])
 def test_every_name_is_built(kind: str, name: str) -> None:
     target = CHOICES[kind][name].resolve()
     if kind == "estimator":
@@ -48,6 +54,33 @@ def test_every_name_is_built(kind: str, name: str) -> None:
     assert isinstance(objective, Objective)
     assert kind == "objective" or type(objective.timesteps) is target
     assert name == "min-snr" or kind == "timesteps" or type(objective) is target
+
+
+@pytest.mark.parametrize(("kind", "name"), [row for row in NAMES if row[0] in CHAIN])
+def test_every_name_of_a_chain_is_built(kind: str, name: str, tmp_path: Path) -> None:
+    settings = recipe(FitSettings(width=8, num_steps=24), image=False, levels=None)
+    reverse = make_model(settings, (2,), None).eval()
+    data = torch.Generator().manual_seed(0)
+    fits = Fits(tmp_path, "a model", lambda: (torch.randn(9, 2, generator=data), None), 8)
+    if kind == "grid":
+        chain = respacing(ChainSettings(steps=5, grid=name), lambda: reverse, fits)
+        assert type(chain.grid) is CHOICES[kind][name].resolve()
+        assert chain.of(reverse).num_steps == 5
+        return
+    takes = {option: 1 for option in VARIANCES[name]}
+    chain = respacing(ChainSettings(variance=name, **takes), lambda: reverse, fits)
+    variance = chain.of(reverse).variance
+    if name == "analytic":
+        assert isinstance(variance, AnalyticVariance)
+        return
+    assert isinstance(variance, PosteriorCovariance) and variance.kind == name
+    assert variance.probes == takes.get("probes") and variance.rank == takes.get("rank", 0)
+
+
+def test_variances_of_a_chain_are_those_without_a_network_of_their_own() -> None:
+    fixed = {n for n, choice in CHOICES["variance"].items() if not choice.resolve().learned}
+    assert set(VARIANCES) == fixed | CHOICES["covariance"].keys()
+    assert set(CHOICES["grid"]) == {*GRIDS, "optimal"} and DEFAULT_GRID in GRIDS
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:

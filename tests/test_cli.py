@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import shutil
@@ -17,13 +18,16 @@ import yaml
 
 from pyrodiff import runs
 from pyrodiff.cli import main, make_parser, normalised
+from pyrodiff.grids import OptimalGrid
 from pyrodiff.likelihood import LogLikelihood, TermwiseBound
-from pyrodiff.runs.build import make_network
+from pyrodiff.runs.build import load_model, make_network
 from pyrodiff.runs.choices import CHOICES
 from pyrodiff.runs.folder import sealed
+from pyrodiff.runs.sampling import transform
 from pyrodiff.runs.settings import EvaluationSettings, FitSettings, recipe
 from pyrodiff.runs.summary import worse_than_uniform
 from pyrodiff.serialization import describe
+from pyrodiff.variances import PosteriorCovariance
 
 TINY = "--steps 30 --validate_every 10 --width 16 --num_steps 50 --calls 16 "
 TINY += "--validation_calls 8 --batch_size 32 --quiet"
@@ -100,6 +104,23 @@ def refused(capsys: pytest.CaptureFixture[str], status: int, *parts: str) -> Non
         ("evaluate none --batch-size 0", ("Expected batch_size to be an integer >= 1; got 0.",)),
         ("evaluate none --limit 0", ("Expected limit to be an integer >= 1; got 0.",)),
         ("evaluate none --processes 0", ("Expected processes to be an integer >= 1; got 0.",)),
+        ("evaluate none --grid uniform", ("Expected steps with a grid; got grid 'uniform' alone",)),
+        ("evaluate none --steps 0", ("Expected steps to be an integer >= 1; got 0.",)),
+        ("evaluate none --steps 5 --grid uni", ("Expected grid to be one of", "'uniform'?")),
+        ("evaluate none --variance fulll", ("Expected variance to be one of", "'full'?")),
+        ("evaluate none --variance learned-range", ("Expected variance to be one of", "-range'")),
+        (
+            "evaluate none --variance full --probes 2",
+            ("probes with variance isotropic or diagonal; got probes = 2 with variance 'full'.",),
+        ),
+        (
+            "evaluate none --variance isotropic --rank 2",
+            ("Expected rank with variance diagonal; got rank = 2 with variance 'isotropic'.",),
+        ),
+        ("sample none --steps 5 --probes 2", ("got probes = 2 with no variance.",)),
+        ("evaluate none --estimator flow --steps 5", ("which has no steps; got {'steps': 5}.",)),
+        ("compare a b --saved --steps 5", ("no options of evaluations", "got steps.")),
+        ("sample none --grid optimal", ("Expected steps with a grid",)),
         ("sample none", ("Expected a run's folder; got 'none'",)),
     ],
 )
@@ -414,6 +435,44 @@ def test_table_round_trip_and_units(run: Path, table: Path, tmp_path: Path, caps
     refused(capsys, status, "or data with the same transform")
 
 
+def test_samples_of_few_steps(run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    """They are those of the respaced chain, and what is fitted lies in the run, or nowhere."""
+    monkeypatch.setattr(OptimalGrid, "fit", functools.partial(OptimalGrid.fit, candidates=16))
+    folder, path = shutil.copytree(run, tmp_path / "run"), tmp_path / "few.npy"
+    options = "-n 5 --seed 3 --steps 7 --variance diagonal --probes 1 --grid optimal".split()
+    assert main(["sample", str(folder), *options, "--output", str(path)]) == 0
+    assert not (folder / "grids").exists()
+    assert main(["sample", str(folder), *options]) == 0
+    assert capsys.readouterr().out.count("chain: 7 steps, variance diagonal (probes 1), ") == 2
+    assert np.array_equal(np.load(path), np.load(folder / "samples.npy"))
+    grid = OptimalGrid.load(folder / "grids" / "diagonal-probes-1.safetensors")
+    variance = PosteriorCovariance("diagonal", probes=1)
+    few = load_model(folder).respaced(7, variance=variance, grid=grid).eval()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    values = transform(config["data"], few.event_shape).inverse(few.sample(5, seed=3))
+    np.testing.assert_allclose(np.load(path), values.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_networks_that_cannot_serve_another_chain(
+    table: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    few = "--steps 2 --validate_every 2"
+    learned, mean = tmp_path / "learned", tmp_path / "mean"
+    assert fit(table / "one.csv", learned, f"{few} --objective hybrid") == 0
+    assert fit(table / "one.csv", mean, f"{few} --denoiser mean --objective mean") == 0
+    for command in ("evaluate", "sample"):
+        status = main([command, str(learned), "--variance", "full"])
+        refused(capsys, status, "whose network predicts it, LearnedRange()", "variance 'full'.")
+        status = main([command, str(mean), "--steps", "5"])
+        refused(capsys, status, "predicts the mean of its own chain's steps; got steps = 5.")
+    assert main(["sample", str(learned), "--steps", "5", "-n", "2"]) == 0  # its own variance
+    command = ["evaluate", str(mean), "--variance", "full", "--estimator", "path"]
+    assert main([*command, "--limit", "2", "--quiet"]) == 0
+    monkeypatch.setattr(OptimalGrid, "fit", functools.partial(OptimalGrid.fit, candidates=9))
+    command = ["evaluate", str(learned), "--steps", "10", "--grid", "optimal", "--quiet"]
+    refused(capsys, main(command), "Expected at most 9 steps, the candidates; got 10.")
+
+
 def test_run_is_not_lost_by_accident(run: Path, table: Path, capsys) -> None:
     before = (run / "model.safetensors").read_bytes()
     data = table / "one.csv"
@@ -428,7 +487,10 @@ def test_overwrite_and_hybrid_on_a_density(tmp_path: Path, capsys, monkeypatch) 
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["fit"]["variance"] == "learned-range"
     assert "exact log p of the data's law" in capsys.readouterr().out
+    (tmp_path / "run" / "grids").mkdir()
+    (tmp_path / "run" / "grids" / "diagonal-probes-1.safetensors").touch()
     assert fit("mixture", tmp_path / "run", "--overwrite") == 0
+    assert not (tmp_path / "run" / "grids").exists()
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["fit"]["objective"] == "vlb"
 

@@ -22,13 +22,28 @@ import yaml
 
 from pyrodiff import data, runs
 from pyrodiff.cli import main
-from pyrodiff.likelihood import ImportanceBound, LogLikelihood, PathBound, TermwiseBound
+from pyrodiff.grids import Grid, OptimalGrid
+from pyrodiff.likelihood import (
+    ImportanceBound,
+    LogLikelihood,
+    PathBound,
+    Pilot,
+    TermwiseBound,
+)
+from pyrodiff.likelihood.result import read_result
 from pyrodiff.runs.build import load_model, make_estimator
 from pyrodiff.runs.choices import ESTIMATORS
 from pyrodiff.runs.folder import sealed
 from pyrodiff.runs.settings import EvaluationSettings
 from pyrodiff.runs.splits import evaluate_split, model_checksum
 from pyrodiff.runs.workers import share
+from pyrodiff.variances import (
+    AnalyticVariance,
+    FixedLarge,
+    FixedSmall,
+    PosteriorCovariance,
+    Variance,
+)
 
 TINY = "--network mlp --width 8 --blocks 1 --steps 4 --validate_every 2 --num_steps 12 --quiet "
 TINY += "--validation_evaluations 8 --evaluations 16 --batch_size 32 --context label"
@@ -162,12 +177,23 @@ def test_weights_are_hashed_once(run: Path, command: str, tmp_path: Path, monkey
     assert len(hashed) == (1 if command == "evaluate" else 2)
 
 
+def test_a_pilot_takes_no_more_calls_than_the_evaluation(run: Path) -> None:
+    """And where these are too few for one, there is none."""
+    least = Pilot.least_calls(load_model(run))
+    for calls in (least // 3 - 1, least // 3 + 1, least):
+        result = runs.evaluate(str(run), calls=calls, limit=3, quiet=True)
+        assert (result.shared_calls > 0) == (3 * calls >= least)
+        assert result.shared_calls <= 3 * calls
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_by_name(run: Path, name: str, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     arguments = ["evaluate", str(run), "--estimator", name, "--limit", "3", "--quiet"]
     if name == "importance":
         arguments += ["--particles", "30"]
+    if name == "termwise":
+        arguments += ["--calls", "400"]  # enough for a pilot to pay
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "of which Monte Carlo" in text and "network calls per sample" in text
@@ -291,6 +317,182 @@ def test_pilot_is_reused_on_resume(run: Path, monkeypatch) -> None:
     monkeypatch.setattr(Pilot, "run", None)
     assert main([*command, "--resume"]) == 0
     same(LogLikelihood.load(run / "evaluation.nc"), whole)
+
+
+# -- other chains --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optimal grids of 16 candidates, fitted in no time."""
+    fit = functools.partial(OptimalGrid.fit, candidates=16)
+    monkeypatch.setattr(OptimalGrid, "fit", fit)
+
+
+OTHER_CHAINS: list[tuple[dict[str, object], Variance | None]] = [
+    ({"steps": 5}, None),
+    ({"steps": 5, "grid": "uniform", "variance": "fixed-large"}, FixedLarge()),
+    ({"steps": 5, "grid": "quadratic", "variance": "fixed-small"}, FixedSmall()),
+    ({"steps": 4, "variance": "isotropic", "probes": 2}, PosteriorCovariance("isotropic", 0, 2)),
+    (
+        {"steps": 4, "variance": "diagonal", "probes": 1, "rank": 2},
+        PosteriorCovariance("diagonal", 2, 1),
+    ),
+    ({"steps": 3, "variance": "full"}, PosteriorCovariance()),
+]
+
+
+def by_hand(
+    folder: Path, variance: Variance | None, *, steps: int, grid: Grid | str = "log-snr"
+) -> torch.Tensor:
+    """The bound of nine samples under the respaced chain, which no command has made."""
+    digits = data.load("digits", context="label", seed=0)
+    few = load_model(folder).respaced(steps, variance=variance, grid=grid)
+    context = digits.test_context[:9]
+    return PathBound(2).estimate(few, digits.test[:9], seed=5, context=context).value
+
+
+@pytest.mark.parametrize(("options", "variance"), OTHER_CHAINS, ids=lambda o: repr(o)[:40])
+def test_values_of_other_chains(run: Path, options: dict, variance: Variance | None) -> None:
+    """They are those of ``reverse.respaced``, and their file says which chain they are of."""
+    command = {"estimator": "path", "particles": 2, "limit": 9, "seed": 5, "quiet": True}
+    result = runs.evaluate(str(run), **command, **options)
+    grid = options.get("grid", "log-snr")
+    value = by_hand(run, variance, steps=options["steps"], grid=grid)
+    torch.testing.assert_close(result.value, value, rtol=1e-5, atol=1e-3)
+    attributes = read_result(run / "evaluation.nc")[1]
+    assert {name: attributes[name] for name in options} == options
+    assert not {"steps", "variance", "grid", "probes", "rank"} & (attributes.keys() - options)
+
+
+def test_another_variance_on_the_steps_of_the_run(run: Path) -> None:
+    command = {"estimator": "path", "particles": 2, "limit": 9, "seed": 5, "quiet": True}
+    result = runs.evaluate(str(run), **command, variance="isotropic", probes=1)
+    value = by_hand(run, PosteriorCovariance("isotropic", 0, 1), steps=12, grid="uniform")
+    torch.testing.assert_close(result.value, value, rtol=1e-5, atol=1e-3)
+    plain = runs.evaluate(str(run), **command)
+    same(runs.evaluate(str(run), **command, variance="fixed-small"), plain)  # the run's own
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_fits_are_made_once(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another split than is judged; a new seed of the noise is no reason for a new fit."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    command = {"estimator": "path", "particles": 2, "limit": 9, "quiet": True}
+    command |= {"steps": 4, "variance": "analytic", "grid": "optimal"}
+    digits, asked = data.load("digits", context="label", seed=0), list[object]()
+    fits = {AnalyticVariance: AnalyticVariance.fit, OptimalGrid: OptimalGrid.fit}
+    for kind, fit in fits.items():
+
+        def ask(reverse, x, *, context, batch_size, fit=fit):
+            asked.append((x, context))
+            return fit(reverse, x, context=context, batch_size=batch_size)
+
+        monkeypatch.setattr(kind, "fit", ask)
+    result = runs.evaluate(str(folder), **command, seed=5)
+    assert [len(x) for x, _ in asked] == [1000, 64]
+    for x, context in asked:
+        assert torch.equal(x, digits.train[: len(x)])
+        assert torch.equal(context, digits.train_context[: len(x)])
+    files = {path.name for path in (folder / "grids").iterdir()}
+    assert files == {"analytic.safetensors", "analytic-errors.safetensors"}
+    runs.evaluate(str(folder), **command, seed=6)
+    same(runs.evaluate(str(folder), **command, seed=5), result)
+    assert len(asked) == 2
+    grid = OptimalGrid.load(folder / "grids" / "analytic.safetensors")
+    variance = fits[AnalyticVariance](
+        load_model(folder), digits.train[:1000], context=digits.train_context[:1000]
+    )
+    value = by_hand(folder, variance, steps=4, grid=grid)
+    torch.testing.assert_close(result.value, value, rtol=1e-5, atol=1e-3)
+    for path in (folder / "grids").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    same(runs.evaluate(str(folder), **command, seed=5), result)
+    assert len(asked) == 4  # damaged files are made anew
+    runs.evaluate(str(folder), **command, split="train")
+    assert torch.equal(asked[4][0], digits.validation[:1000])
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-4] + b"\0\0\0\1")  # another model
+    with pytest.raises(ValueError, match="differ from its checksum"):
+        runs.evaluate(str(folder), **command)
+    monkeypatch.setattr("pyrodiff.runs.splits.model_checksum", lambda *_: "0" * 16)
+    weights.write_bytes(content)
+    runs.evaluate(str(folder), **command)
+    assert len(asked) == 8
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_evaluations_of_other_chains_are_resumed(run: Path, monkeypatch, capsys) -> None:
+    """With the chain that they began with, and no other; the run's own leaves no trace of it."""
+    command = ["evaluate", str(run), "--estimator", "importance", "--particles", "2"]
+    command += ["--limit", "12", "--batch_size", "4", "--quiet"]
+    chain = "--steps 5 --grid optimal --variance diagonal --probes 1".split()
+    assert main([*command, *chain]) == 0
+    whole = LogLikelihood.load(run / "evaluation.nc")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        assert main([*command, *chain]) == 130
+    record = yaml.safe_load((run / "evaluation" / "test-importance" / "settings.yaml").read_text())
+    assert record["steps"] == 5 and record["grid"] == "optimal" and "rank" not in record
+    for other, message in (
+        ([], "grid: None instead of 'optimal'; probes: None instead of 1; steps: None instead"),
+        (["--steps", "6", *chain[2:]], "steps: 6 instead of 5."),
+        ([*chain, "--rank", "1"], "rank: 1 instead of None."),
+    ):
+        capsys.readouterr()
+        assert main([*command, *other, "--resume"]) == 2
+        assert message in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        asked = stop_after(patch, 9)
+        assert main([*command, *chain, "--resume"]) == 0
+    assert len(asked) == 2
+    same(LogLikelihood.load(run / "evaluation.nc"), whole)
+    stop_after(monkeypatch, 1)
+    assert main(command) == 130
+    record = yaml.safe_load((run / "evaluation" / "test-importance" / "settings.yaml").read_text())
+    assert not record.keys() & {"steps", "variance", "grid", "probes", "rank"}
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_termwise_bound_of_few_steps(run: Path, capsys, monkeypatch) -> None:
+    """With a pilot of that chain; products count, and the default pays for 32 terms."""
+    monkeypatch.setenv("COLUMNS", "200")
+    chain = "--steps 5 --variance diagonal --probes 1 --limit 6 --quiet".split()
+    assert main(["evaluate", str(run), *chain]) == 0
+    text = capsys.readouterr().out
+    assert "chain: 5 steps, variance diagonal (probes 1), grid log-snr; 2 network calls" in text
+    assert "64 network calls per sample, and " in text and "of 5 steps)" in text
+    options = {"steps": 5, "variance": "diagonal", "probes": 1, "limit": 6, "quiet": True}
+    one = runs.evaluate(str(run), **options, grid="optimal", batch_size=3)
+    same(runs.evaluate(str(run), **options, grid="optimal", batch_size=3, processes=2), one)
+    assert int(runs.evaluate(str(run), **options, calls=8).calls.max()) == 8
+    with pytest.raises(ValueError, match="Expected calls to be an integer >= 4, as a term takes 2"):
+        runs.evaluate(str(run), **options, calls=3)
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_runs_are_compared_on_another_chain(run: Path, tmp_path: Path, monkeypatch) -> None:
+    """The grid is fitted once for all repeats, and neither runs nor report keep it."""
+    other = shutil.copytree(run, tmp_path / "other")
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["fit"]["objective"] = "simple"
+    (other / "config.yaml").write_text(yaml.safe_dump(sealed(config), sort_keys=False))
+    fit, fitted = OptimalGrid.fit, list[object]()
+
+    def count(*args, **options):
+        fitted.append(args)
+        return fit(*args, **options)
+
+    monkeypatch.setattr(OptimalGrid, "fit", count)
+    before = {path.name for path in other.iterdir()}
+    chain = "--estimator path --limit 4 --steps 3 --grid optimal --quiet --repeats 2"
+    page = tmp_path / "page.html"
+    assert main(["compare", str(run), str(other), *chain.split(), "--output", str(page)]) == 0
+    assert len(fitted) == 1  # the runs have one model
+    assert {path.name for path in other.iterdir()} == before
+    assert not (tmp_path / "page" / "evaluation").exists()
+    assert "--steps=3" in page.read_text("utf-8")
 
 
 # -- processes -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ model.safetensors    the averaged weights with the best validation bound
 metrics.csv          a row for every validation
 evaluation.nc        the bound of each sample of the test split
 samples.png          samples, and terms.png: L_t against t
+grids/               optimal grids and analytic variances, for chains of other steps
 samples.npy          samples that ``sample`` drew; samples.png then shows them
 checkpoints/         best.ckpt, last.ckpt and previous.ckpt, for fit --resume
 evaluation/          finished batches of evaluations under way, for evaluate --resume
@@ -12,7 +13,8 @@ evaluation/          finished batches of evaluations under way, for evaluate --r
 A command that writes to a run holds its lock (``pyrodiff.serialization.folders``).
 
 fitting, evaluation, sampling, comparison   the commands
-settings, choices, build                    from plain values to objects
+settings, chain_settings, choices, build    from plain values to objects
+respacing                                   the chain that a run's network is put on
 folder, dataset                             a run on disk, and its data
 splits, batches, workers                    an evaluation in batches
 groups, report                              runs as models, and what is shown of a comparison

@@ -72,6 +72,18 @@ CHOICES: dict[str, dict[str, Choice]] = {
         "learned-range": Choice("variances:LearnedRange"),
         "learned-diagonal": Choice("variances:LearnedDiagonal"),
     },
+    "covariance": {  # fitted to a model, or of its Jacobian
+        "analytic": Choice("runs.respacing:analytic"),
+        "isotropic": Choice("runs.respacing:isotropic", _takes("probes")),
+        "diagonal": Choice("runs.respacing:diagonal", _takes("probes", "rank")),
+        "full": Choice("runs.respacing:full"),
+    },
+    "grid": {
+        "uniform": Choice("grids:UniformGrid"),
+        "quadratic": Choice("grids:QuadraticGrid"),
+        "log-snr": Choice("grids:LogSNRGrid"),
+        "optimal": Choice("grids:OptimalGrid"),
+    },
     "schedule": {
         "log-snr": Choice(
             "schedules:LogSNRSchedule", _takes(maximum="log_snr_max", minimum="log_snr_min")

@@ -36,6 +36,7 @@ from pyrodiff.runs.report.folder import (
 )
 from pyrodiff.runs.report.page import write_report
 from pyrodiff.runs.report.text import Report, print_comparison
+from pyrodiff.runs.respacing import default_calls
 from pyrodiff.runs.settings import ComparisonSettings, EvaluationSettings, read_settings
 from pyrodiff.runs.splits import Evaluation, evaluate_split, model_checksum
 from pyrodiff.runs.terminal import say
@@ -171,8 +172,10 @@ def _common_evaluation(
         return evaluation
     if evaluation.calls is not None:
         return evaluation
-    calls = (int(serialization.entry(run.config, "fit")["calls"]) for run in runs)
-    return replace(evaluation, calls=min(calls))
+    size = runs[0].dataset.dimensions
+    return replace(
+        evaluation, calls=min(default_calls(run.config, evaluation, size) for run in runs)
+    )
 
 
 def _check_data(runs: Sequence[_Run], evaluation: EvaluationSettings) -> None:
@@ -262,6 +265,7 @@ def _repeated(
         if result is None:
             _copy(run, weights, copy)
             options: dict[str, Any] = {"processes": processes, "quiet": quiet, "model": model}
+            options["fits"] = folder / "evaluation" / model  # the same for all repeats
             result = evaluate_split(copy, run.dataset, settings, resume=True, **options)
         results.append(result)
     return results

@@ -10,6 +10,7 @@ from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.runs.dataset import own_data
 from pyrodiff.runs.folder import opened
 from pyrodiff.runs.pictures import png
+from pyrodiff.runs.respacing import default_calls
 from pyrodiff.runs.settings import EvaluationSettings
 from pyrodiff.runs.splits import evaluate_split
 from pyrodiff.runs.summary import print_evaluation
@@ -33,6 +34,11 @@ def evaluate(
     processes: int = 1,
     resume: bool = False,
     evaluations: int | None = None,
+    steps: int | None = None,
+    variance: str | None = None,
+    grid: str | None = None,
+    probes: int | None = None,
+    rank: int | None = None,
 ) -> LogLikelihood:
     """log p of each sample of a split; writes ``evaluation.nc`` and, with terms, ``terms.png``.
 
@@ -46,10 +52,12 @@ def evaluate(
             anew, so a script that asks for them keeps its work under ``__name__ == "__main__"``.
         resume: go on with the finished batches of an interrupted evaluation.
         evaluations: the former name of ``calls``.
+        steps, variance, grid, probes, rank: see ``ChainSettings``.
 
     Raises:
-        ValueError: unknown names, numbers out of range, options of another estimator, data of
-            another kind than the run's; with ``resume``, other settings than the batches'.
+        ValueError: unknown names, numbers out of range, options of another estimator, a chain
+            that the run's network cannot serve, data of another kind than the run's; with
+            ``resume``, other settings than the batches'.
         FileNotFoundError: no run there.
         ChildProcessError: a worker that died; finished batches are kept.
         BlockingIOError: another command writes to the run.
@@ -65,12 +73,17 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
         limit=limit,
+        steps=steps,
+        variance=variance,
+        grid=grid,
+        probes=probes,
+        rank=rank,
     )
     check_count("processes", processes)
     with opened(run) as (folder, config):
         dataset = own_data(folder, serialization.entry(config, "data"), data)
         if estimator == "termwise" and settings.calls is None and std_error is None:
-            settings = replace(settings, calls=int(serialization.entry(config, "fit")["calls"]))
+            settings = replace(settings, calls=default_calls(config, settings, dataset.dimensions))
         return evaluate_dataset(
             folder, dataset, settings, resume=resume, processes=processes, quiet=quiet
         )

@@ -14,6 +14,7 @@ from pyrodiff import serialization
 from pyrodiff.checks import check_types, conforms, short
 from pyrodiff.runs import batches
 from pyrodiff.runs.choices import present_names
+from pyrodiff.runs.respacing import FITS, clear_fits
 from pyrodiff.runs.settings import FitSettings, check_unchanged
 from pyrodiff.runs.terminal import say
 from pyrodiff.serialization.files import sweep
@@ -24,7 +25,7 @@ __all__ = ["check_folder", "opened", "prepare_folder", "read_run", "say_if_unsea
 _CONFIG, _SECTIONS = "config.yaml", ("model", "data", "fit")
 _RESULTS = ("model.safetensors", "metrics.csv", "evaluation.nc", "terms.png")
 _SAMPLES = ("samples.png", "samples.npy")
-_FOLDERS = ("checkpoints", "evaluation")
+_FOLDERS = ("checkpoints", "evaluation", FITS)
 _NEEDED = {
     "data": ("source", "seed", "levels_found", "shift", "scale", "context_shape"),
     "fit": ("calls", "seed"),
@@ -149,6 +150,7 @@ def _clear(folder: Path) -> None:
     for name in (LAST, PREVIOUS, BEST):  # in this order: those that are left can be resumed
         remove(folder / "checkpoints", name.__eq__)
     batches.clear(folder / "evaluation")
+    clear_fits(folder)
 
 
 @contextlib.contextmanager

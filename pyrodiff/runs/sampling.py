@@ -15,12 +15,18 @@ import torch
 from torch import Tensor
 
 from pyrodiff import serialization
+from pyrodiff.chains import ReverseChain
 from pyrodiff.checks import short
 from pyrodiff.data import Affine
 from pyrodiff.data.prepare import MAX_CLASSES
 from pyrodiff.runs.build import load_model
+from pyrodiff.runs.chain_settings import ChainSettings
+from pyrodiff.runs.dataset import own_data
 from pyrodiff.runs.folder import opened, read_run, say_if_unsealed
 from pyrodiff.runs.pictures import png_mark, samples_png
+from pyrodiff.runs.respacing import Fits, respacing
+from pyrodiff.runs.splits import model_checksum
+from pyrodiff.runs.summary import chain_lines
 from pyrodiff.runs.terminal import say
 
 __all__ = ["check_output", "one_hot", "sample", "transform"]
@@ -33,6 +39,7 @@ class _Draw(NamedTuple):
     seed: int
     batch_size: int
     label: int | None
+    chain: ChainSettings
 
 
 def sample(
@@ -42,6 +49,12 @@ def sample(
     batch_size: int = 256,
     label: int | None = None,
     output: str | None = None,
+    *,
+    steps: int | None = None,
+    variance: str | None = None,
+    grid: str | None = None,
+    probes: int | None = None,
+    rank: int | None = None,
 ) -> Tensor:
     """Draw samples, in the units of the data as given; writes a ``.npy`` file and a picture.
 
@@ -53,27 +66,33 @@ def sample(
         label: the class of all of them, where the run is conditioned on classes.
         output: the ``.npy`` file; default: ``samples.npy`` in the run.  The picture lies beside it.
             An existing file is replaced only if an earlier call wrote it.
+        steps, variance, grid, probes, rank: see ``ChainSettings``.
 
     Raises:
-        ValueError: a label missing, superfluous or out of range; an output of another kind.
+        ValueError: a label missing, superfluous or out of range; an output of another kind; a
+            chain that the run's network cannot serve.
         FileNotFoundError: no run there.
         FileExistsError: an output that an earlier call did not write.
         BlockingIOError: another command writes to the run.
     """
-    draw = _Draw(num_samples, seed, batch_size, label)
+    chain = ChainSettings(steps=steps, variance=variance, grid=grid, probes=probes, rank=rank)
+    draw = _Draw(num_samples, seed, batch_size, label, chain)
     if output is None or Path(output).resolve() == (Path(run) / "samples.npy").resolve():
         with opened(run) as (folder, config):
-            return _draw(folder, config, folder / "samples.npy", draw)
+            return _draw(folder, config, folder / "samples.npy", draw, saves=True)
     check_output(Path(output))
     config = read_run(run)
     say_if_unsealed(run, config)
-    return _draw(Path(run), config, Path(output), draw)
+    return _draw(Path(run), config, Path(output), draw, saves=False)
 
 
-def _draw(folder: Path, config: dict[str, Any], path: Path, draw: _Draw) -> Tensor:
-    """Draw samples and write them to ``path``; returns them in units of the data as given."""
+def _draw(folder: Path, config: dict[str, Any], path: Path, draw: _Draw, *, saves: bool) -> Tensor:
+    """Draw samples and write them to ``path``; returns them in units of the data as given.
+
+    What is fitted for their chain is saved in the run (``saves``), which is locked then.
+    """
     section = serialization.entry(config, "data")
-    reverse = load_model(folder)
+    reverse = _model(folder, section, draw, saves)
     if read_run(folder) != config:
         raise ValueError(f"Expected {folder} to stay as it is; got a run that was replaced.")
     context = one_hot(draw.label, section, draw.num_samples)
@@ -82,7 +101,24 @@ def _draw(folder: Path, config: dict[str, Any], path: Path, draw: _Draw) -> Tens
     )
     values = transform(section, reverse.event_shape).inverse(x).numpy()
     _write(x, values, section["levels_found"] is not None, path)
+    say(*chain_lines(draw.chain, reverse.event_shape.numel()))
     return torch.as_tensor(values)
+
+
+def _model(folder: Path, section: dict[str, Any], draw: _Draw, saves: bool) -> ReverseChain:
+    """The model, on the chain that was asked for."""
+    reverse = load_model(folder)
+    if not draw.chain.changes:
+        return reverse
+
+    def train() -> tuple[Tensor, Tensor | None]:
+        dataset = own_data(folder, section)
+        return dataset.train, dataset.train_context
+
+    weights = (folder / "model.safetensors").read_bytes()
+    model = model_checksum(folder / "config.yaml", weights)
+    fits = Fits(folder, model, train, draw.batch_size, saves)
+    return respacing(draw.chain, lambda: reverse, fits).of(reverse)
 
 
 def _write(x: Tensor, values: np.ndarray, discrete: bool, path: Path) -> None:

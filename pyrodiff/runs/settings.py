@@ -9,14 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from pyrodiff.checks import (
-    check_choice,
-    check_count,
-    check_positive,
-    check_types,
-    renamed,
-    short,
-)
+from pyrodiff.checks import check_choice, check_count, check_positive, check_types, renamed, short
+from pyrodiff.runs.chain_settings import ChainSettings
 from pyrodiff.runs.choices import (
     CHOICES,
     ESTIMATORS,
@@ -138,12 +132,13 @@ class FitSettings(Settings):
 
 @renamed(evaluations="calls")
 @dataclass(frozen=True)
-class EvaluationSettings(Settings):
+class EvaluationSettings(ChainSettings):
     """What the values of an evaluation depend on, besides the model and the data.
 
     Args:
+        steps, variance, grid, probes, rank: the chain; see ``ChainSettings``.
         estimator: termwise, path, importance, particle or flow.
-        calls: network calls per sample (termwise); default: the run's own setting.
+        calls: network calls per sample (termwise); default: the run's own, or 32 steps'.
         std_error: instead of a number of calls, the standard error in nats that each sample is to
             reach (termwise).
         particles: draws of the latents per sample: paths, particles or solves (all others).
@@ -166,7 +161,13 @@ class EvaluationSettings(Settings):
     limit: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("estimator", self.estimator, CHOICES["estimator"])
+        if self.estimator == "flow" and self.changes:
+            raise ValueError(
+                "Expected no other chain with estimator 'flow', which has no steps; "
+                f"got {self.chain()}."
+            )
         check_choice("split", self.split, SPLITS)
         allowed = ESTIMATORS[self.estimator]
         for name in ("calls", "std_error", "particles"):

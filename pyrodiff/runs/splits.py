@@ -23,18 +23,24 @@ from torch import Tensor
 
 from pyrodiff import serialization
 from pyrodiff._version import __version__
+from pyrodiff.chains import ReverseChain
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import Estimator, LogLikelihood, Pilot
 from pyrodiff.likelihood.particles.twists import MarginalTwist
 from pyrodiff.runs.batches import Batches, checksum, identity, seal
 from pyrodiff.runs.build import load_model, make_estimator
+from pyrodiff.runs.chain_settings import ChainSettings
+from pyrodiff.runs.respacing import Fits, Respacing, respacing
 from pyrodiff.runs.settings import EvaluationSettings
 from pyrodiff.runs.summary import Counter
 from pyrodiff.runs.workers import share
 
 __all__ = ["Evaluation", "evaluate_split", "model_checksum"]
 
+# of a pilot, at most, times the root of a step's calls; never more than the evaluation itself
+_PILOT_CALLS = 20_000
 _MIXTURE_DIMENSIONS = 256  # up to which a mixture with full covariances is fitted
+_TYPICAL_CALLS = 128  # per sample, where they are as many as an error asks for
 
 
 def model_checksum(config: Path, weights: bytes) -> str:
@@ -76,13 +82,18 @@ class Evaluation:
         """All of it as plain values."""
         x_0, context = self.samples()
         contents = [x_0.numpy().tobytes(), b"" if context is None else context.numpy().tobytes()]
-        return self.settings.to_dict() | {
+        return self._settings() | {
             "pyrodiff": __version__,
             "data": self.dataset.name,
             "samples": len(x_0),
             "samples_checksum": checksum(*contents),
             "model_checksum": self.model,
         }
+
+    def _settings(self) -> dict[str, Any]:
+        """Those of the run's own chain are as in the files of versions that had no other."""
+        own = ChainSettings().to_dict().keys() - self.settings.chain().keys()
+        return {name: v for name, v in self.settings.to_dict().items() if name not in own}
 
     def identity(self) -> str:
         """A checksum of all of it."""
@@ -102,6 +113,7 @@ def evaluate_split(
     processes: int = 1,
     quiet: bool = False,
     model: str | None = None,
+    fits: Path | None = None,
 ) -> LogLikelihood:
     """log p of each sample of a split, in the units of the data as given.
 
@@ -114,10 +126,11 @@ def evaluate_split(
         processes: worker processes among which batches are shared; 1: this process alone.
         quiet: show no progress.
         model: the checksum of the model, where the caller knows it.
+        fits: the folder for what is fitted for another chain; default: ``folder``.
 
     Raises:
-        ValueError: batches of another evaluation in ``folder`` (``resume``); what the estimator
-            raises.
+        ValueError: batches of another evaluation in ``folder`` (``resume``); a chain that the
+            network cannot serve; what the estimator raises.
         ChildProcessError: a worker that died; finished batches are kept.
     """
     if model is None:
@@ -127,23 +140,43 @@ def evaluate_split(
     record = evaluation.record()
     batches = Batches(folder / "evaluation" / f"{settings.split}-{settings.estimator}", record)
     batches.prepare(resume)
-    results = _results(folder, evaluation, batches, processes=processes, quiet=quiet)
+    learning, size = evaluation.learning_samples, settings.batch_size
+    stored_fits = Fits(fits or folder, model, learning, size)
+    chain = respacing(settings, lambda: load_model(folder), stored_fits)
+    run = _Run(folder, chain)
+    results = _results(run, evaluation, batches, processes=processes, quiet=quiet)
     result = LogLikelihood.concatenate(results) + dataset.log_density_offset()
     names = ("data", "split", "seed", "samples_checksum")
-    attributes = {name: record[name] for name in names}
+    attributes = {name: record[name] for name in names} | settings.chain()
     attributes["seal"] = seal(result, batches.identity)
     result.save(folder / "evaluation.nc", **attributes)
     batches.remove()
     return result
 
 
+class _Run(NamedTuple):
+    """A model to be evaluated.
+
+    Args:
+        folder: of the run.
+        chain: that its network is put on.
+    """
+
+    folder: Path
+    chain: Respacing
+
+    def model(self) -> ReverseChain:
+        """The model, in evaluation mode."""
+        return self.chain.of(load_model(self.folder))
+
+
 def _results(
-    folder: Path, evaluation: Evaluation, batches: Batches, *, processes: int, quiet: bool
+    run: _Run, evaluation: Evaluation, batches: Batches, *, processes: int, quiet: bool
 ) -> list[LogLikelihood]:
     """The results of all batches in order; each is written to its file as soon as it is there."""
     settings, (x_0, context) = evaluation.settings, evaluation.samples()
     with Counter(evaluation.dataset, quiet) as counter:
-        estimator = make_estimator(settings, _learned(folder, evaluation, batches.folder, counter))
+        estimator = make_estimator(settings, _learned(run, evaluation, batches.folder, counter))
         step = estimator.samples_per_batch(settings.batch_size)
         starts = range(0, len(x_0), step)
         rows = {n: range(i, min(i + step, len(x_0))) for n, i in enumerate(starts)}
@@ -154,7 +187,7 @@ def _results(
             for n, i in rows.items()
             if n not in results
         ]
-        work = _Work(folder, estimator, settings)
+        work = _Work(run, estimator, settings)
         # closed at once on any exception, so that no worker goes on
         with contextlib.closing(work.results(tasks, processes)) as arriving:
             for number, result in arriving:
@@ -165,7 +198,7 @@ def _results(
 
 
 def _learned(
-    folder: Path, evaluation: Evaluation, batches: Path, counter: Counter
+    run: _Run, evaluation: Evaluation, batches: Path, counter: Counter
 ) -> Pilot | MarginalTwist | None:
     """What the estimator learns from another split than is evaluated, or None."""
     settings, (x, context) = evaluation.settings, evaluation.learning_samples()
@@ -176,9 +209,15 @@ def _learned(
     path = batches / "pilot.safetensors"
     with contextlib.suppress(FileNotFoundError, ValueError):
         return Pilot.load(path)
+    reverse, count = run.model(), len(evaluation.samples()[0])
+    most = round(_PILOT_CALLS * reverse.calls_per_step**0.5)
+    calls = min(most, count * (settings.calls or _TYPICAL_CALLS))
+    if calls < Pilot.least_calls(reverse):
+        return None
     pilot = Pilot.fit(
-        load_model(folder),
+        reverse,
         x,
+        calls=calls,
         context=context,
         seed=settings.seed,
         batch_size=settings.batch_size,
@@ -204,12 +243,12 @@ class _Work(NamedTuple):
     """What is done with every task.
 
     Args:
-        folder: of the run.
+        run: the model.
         estimator: with what it has learned.
         settings: the seed of the noise, and the rows of a network call.
     """
 
-    folder: Path
+    run: _Run
     estimator: Estimator
     settings: EvaluationSettings
 
@@ -224,7 +263,7 @@ class _Work(NamedTuple):
 
     def evaluator(self) -> Callable[[_Task], tuple[int, LogLikelihood]]:
         """The function of a task, with the model that it needs."""
-        reverse = load_model(self.folder)
+        reverse = self.run.model()
 
         def evaluate(task: _Task) -> tuple[int, LogLikelihood]:
             with warnings.catch_warnings():

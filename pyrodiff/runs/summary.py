@@ -8,10 +8,12 @@ import torch
 
 from pyrodiff.data import DataSet
 from pyrodiff.likelihood import LogLikelihood
+from pyrodiff.runs.chain_settings import DEFAULT_GRID, ChainSettings
+from pyrodiff.runs.respacing import calls_per_step
 from pyrodiff.runs.settings import EvaluationSettings
 from pyrodiff.runs.terminal import console, progress_bar, say
 
-__all__ = ["Counter", "print_evaluation", "worse_than_uniform"]
+__all__ = ["Counter", "chain_lines", "print_evaluation", "worse_than_uniform"]
 
 _TRUSTED = 0.7  # k̂ up to which a mean of weights can be trusted (Vehtari et al., 2024)
 
@@ -82,13 +84,34 @@ def print_evaluation(result: LogLikelihood, dataset: DataSet, settings: Evaluati
             "exact log p of the data's law", f"{float(exact.mean()):.3f}", f"{error:.3f}", ""
         )
     console().print(table)
-    say(*_lines(result, settings), *worse_than_uniform(result, dataset.levels))
+    chain = chain_lines(settings, dataset.dimensions)
+    say(*_lines(result, settings, chain), *worse_than_uniform(result, dataset.levels))
 
 
-def _lines(result: LogLikelihood, settings: EvaluationSettings) -> list[str]:
+def chain_lines(settings: ChainSettings, size: int) -> list[str]:
+    """A line on a chain that is not the run's own; else none.
+
+    Args:
+        settings: of the chain.
+        size: values of an event.
+    """
+    if not settings.changes:
+        return []
+    options = [f"{name} {getattr(settings, name)}" for name in ("probes", "rank")]
+    given = ", ".join(option for option in options if not option.endswith("None"))
+    variance = f"variance {settings.variance or 'of the run'}{f' ({given})' if given else ''}"
+    per_step = calls_per_step(settings, size)
+    grid = "" if settings.steps is None else f", grid {settings.grid or DEFAULT_GRID}"
+    products = ", products with the Jacobian counted" if per_step > 1 else ""
+    steps = "steps of the run" if settings.steps is None else f"{settings.steps} steps"
+    calls = f"{per_step} network call{'s' if per_step > 1 else ''} each"
+    return [f"chain: {steps}, {variance}{grid}; {calls}{products}"]
+
+
+def _lines(result: LogLikelihood, settings: EvaluationSettings, chain: list[str]) -> list[str]:
     article = "an" if result.kind == "estimate" else "a"
     of = "of" if result.kind == "estimate" else "on"
-    lines = [f"{result.estimator}: {article} {result.kind} {of} log p"]
+    lines = [f"{result.estimator}: {article} {result.kind} {of} log p", *chain]
     error = result.std_error
     if bool(error.isfinite().any()):
         # NaN, unknown, counts as large

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pyrodiff import serialization
 from pyrodiff.runs import batches
+from pyrodiff.runs.respacing import clear_fits
 from pyrodiff.serialization.files import sweep
 from pyrodiff.serialization.folders import check_free, check_links, remove
 
@@ -89,6 +90,7 @@ def clear_evaluations(folder: Path) -> None:
     for entry in sorted(evaluations.iterdir()) if evaluations.is_dir() else []:
         if _IDENTITY.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
             batches.clear(entry / "evaluation")
+            clear_fits(entry)
             remove(entry, ("config.yaml", "model.safetensors", "evaluation.nc").__contains__)
     remove(evaluations, lambda name: False)
 
