@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import os
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -389,8 +390,8 @@ def test_signal_raises_and_the_run_can_be_resumed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-    with monkeypatch.context() as patch:
+    with heeding_interrupts(), monkeypatch.context() as patch:
+        handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
         step = training.DiffusionModule.training_step
 
         def training_step(module: Any, batch: Any, batch_idx: int) -> Any:
@@ -401,22 +402,33 @@ def test_signal_raises_and_the_run_can_be_resumed(
         patch.setattr(training.DiffusionModule, "training_step", training_step)
         with pytest.raises(KeyboardInterrupt) as end:
             fit(points, tmp_path)
+        assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert type(end.value) is error
-    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert [row["step"] for row in rows(tmp_path)] == [2]
     check_same(tmp_path, fit(points, tmp_path, resume=True).state_dict(), whole[1])
+
+
+@contextlib.contextmanager
+def heeding_interrupts() -> Iterator[None]:
+    """SIGINT as in a terminal: what a shell starts in the background ignores it, tests too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
     """A long ``pyrodiff fit`` in a process of its own, once it has written a checkpoint."""
     options = ["fit", "mixture", "--output", str(folder), "--steps", "1000000", "--patience", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pyrodiff.cli", *options, *OPTIONS.split()],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with heeding_interrupts():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pyrodiff.cli", *options, *OPTIONS.split()],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     deadline = time.monotonic() + 600
     while not (folder / "checkpoints" / "last.ckpt").is_file():
         assert process.poll() is None and time.monotonic() < deadline
