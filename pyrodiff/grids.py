@@ -24,9 +24,10 @@ from torch import Tensor
 from pyrodiff.checks import check_count
 from pyrodiff.denoisers import Prediction
 from pyrodiff.distributions import Law
-from pyrodiff.kernels import Step, gaussian_kl, jump, steps
+from pyrodiff.kernels import Step, jump, steps
 from pyrodiff.serialization.weights import read_weights, write_weights
 from pyrodiff.variances.analytic import Denoising, predictions
+from pyrodiff.variances.knots import knots_of
 from pyrodiff.variances.variance import Variance
 
 __all__ = ["GRIDS", "Grid", "LogSNRGrid", "OptimalGrid", "QuadraticGrid", "UniformGrid"]
@@ -106,19 +107,6 @@ def _cast(step: Step, x: Tensor) -> Step:
     return step.map(lambda value: value.to(x))
 
 
-def _kl(reverse: DenoisingWithVariance, x_0: Tensor, step: Step, prediction: Prediction) -> Tensor:
-    """KL(q(x_s | x_t, x_0) ‖ p_θ(x_s | x_t)), summed over samples, float64 on the CPU."""
-    variance, event_dim = reverse.variance, len(reverse.event_shape)
-    gap = x_0 - prediction.x0_hat
-    if variance.differentiates:
-        covariance = variance.covariance(step, prediction, event_dim)
-        kl = covariance.kl_from_isotropic(step.log_small, step.c_0 * gap, event_dim)
-    else:
-        log_variance = variance.log_variance(step, prediction.raw_variance)
-        kl = gaussian_kl(gap, step.log_small, log_variance, event_dim, step.c_0)
-    return kl.double().sum().cpu()
-
-
 @dataclass(frozen=True, eq=False)
 class OptimalGrid(Grid):
     """The levels whose costs have the least sum; ``fit`` makes one.
@@ -157,15 +145,15 @@ class OptimalGrid(Grid):
             batch_size: rows per network call.
         """
         check_count("candidates", candidates, 2)
-        ends = reverse.log_snrs
-        log_snrs = torch.linspace(float(ends[0]), float(ends[-1]), candidates, dtype=torch.float64)
+        log_snrs, event_dim = knots_of(reverse.log_snrs, candidates), len(reverse.event_shape)
         costs = torch.zeros(candidates, candidates, dtype=torch.float64)
         for i, rows, x_t, prediction in predictions(
             reverse, x_0, log_snrs, context=context, seed=seed, batch_size=batch_size
         ):
             for j in range(i):
                 step = _cast(jump(log_snrs[j], log_snrs[i], log_snrs[i]), x_t)
-                costs[i, j] += _kl(reverse, x_0[rows], step, prediction)
+                kl = reverse.variance.kl(step, x_0[rows] - prediction.x0_hat, prediction, event_dim)
+                costs[i, j] += kl.double().sum().cpu()
             if i == 0:
                 for before in range(1, candidates):
                     first = steps(log_snrs[[0, before]]).map(lambda value: value[0])
@@ -180,15 +168,14 @@ class OptimalGrid(Grid):
             raise ValueError(f"Expected at most {count} steps, the candidates; got {num_steps}.")
         if num_steps == 1:
             return table[-1:].clone()
-        steps = self.costs.masked_fill(
-            torch.ones_like(self.costs).tril(-1) == 0, torch.inf
-        )  # only to less noise
+        # only to less noise
+        allowed = self.costs.masked_fill(torch.ones_like(self.costs).tril(-1) == 0, torch.inf)
         # least[j]: of the way from the last candidate to j in so many steps
         least = torch.full((count,), torch.inf, dtype=torch.float64)
         least[-1] = 0.0
         choices = []
         for _ in range(num_steps - 1):
-            totals = least.unsqueeze(1) + steps
+            totals = least.unsqueeze(1) + allowed
             least, choice = totals.min(0)
             choices.append(choice)
         place, places = 0, [0]

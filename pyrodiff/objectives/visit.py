@@ -10,7 +10,7 @@ from torch import Tensor
 from pyrodiff.chains import ReverseChain
 from pyrodiff.denoisers import Prediction
 from pyrodiff.finite import has_values
-from pyrodiff.kernels import Step, gaussian_kl
+from pyrodiff.kernels import Step
 
 __all__ = ["Visit", "unchecked_term", "variational_term"]
 
@@ -72,13 +72,8 @@ class Visit:
         reverse, step, prediction = self.reverse, self.step, self.prediction
         if stop_mean:
             prediction = prediction._replace(x0_hat=prediction.x0_hat.detach())
-        gap, event_dim = self.x_0 - prediction.x0_hat, reverse.event_dim
-        if reverse.variance.differentiates:
-            covariance = reverse.variance.covariance(step, prediction, event_dim)
-            terms = covariance.kl_from_isotropic(step.log_small, step.c_0 * gap, event_dim)
-        else:
-            log_variance = reverse.variance.log_variance(step, prediction.raw_variance)
-            terms = gaussian_kl(gap, step.log_small, log_variance, event_dim, step.c_0)
+        error = self.x_0 - prediction.x0_hat
+        terms = reverse.variance.kl(step, error, prediction, reverse.event_dim)
         # under torch.func.vmap no rows can be chosen
         first = (self.t == 1).nonzero().flatten() if has_values(self.t) else None
         if first is not None and len(first) == 0:

@@ -10,6 +10,7 @@ As v is a function of the noise level and not of the steps, one v serves every g
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -173,10 +174,18 @@ class AnalyticVariance(Variance):
         floor = torch.where(step.c_t == 0, 0.0, step.log_small.exp())
         return (floor + step.c_0.square() * error).log()
 
+    @cached_property
+    def _log_errors(self) -> Tensor:
+        with torch.inference_mode(False):  # what is stored must serve training, too
+            return torch.tensor(self.errors, dtype=torch.float64).log()
+
     def error(self, log_snr: Tensor, like: Tensor) -> Tensor:
         """v at λ of shape () or (N, 1, …), broadcastable to x, in the dtype of ``like``."""
-        table = torch.tensor(self.errors, dtype=torch.float64, device=log_snr.device).log()
-        values = interpolate(self.log_snrs, table, log_snr).exp().to(like.dtype)
+        values = (
+            interpolate(self.log_snrs, self._log_errors.to(log_snr.device), log_snr)
+            .exp()
+            .to(like.dtype)
+        )
         event = self.event_shape or (1,) * max(0, log_snr.dim() - 1)
         if log_snr.dim() == 0:
             return values.reshape(self.event_shape)

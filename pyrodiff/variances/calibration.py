@@ -136,9 +136,7 @@ class _Knot:
         prediction = self.prediction._replace(spread=spread)
         total = 0.0
         for step in self.steps:
-            covariance = self.variance.covariance(step, prediction, len(shape))
-            difference = step.c_0 * self.error
-            kl = covariance.kl_from_isotropic(step.log_small, difference, len(shape))
+            kl = self.variance.kl(step, self.error, prediction, len(shape))
             total += float(kl.double().mean())
         return total / len(self.steps)
 

@@ -107,8 +107,7 @@ class PosteriorCovariance(Variance):
         return True
 
     def products(self, size: int) -> int:
-        exact = self.probes is None or self.kind == "full"
-        return 2 * self.rank + (size if exact or self.probes is None else self.probes)
+        return 2 * self.rank + (size if self.probes is None else self.probes)
 
     def log_variance(self, step: Step, raw: Tensor | None) -> Tensor:
         """That of x_0 ~ N(0, I), β_t: what is known before x_t is."""
@@ -140,9 +139,7 @@ class PosteriorCovariance(Variance):
         if self.log_snrs:
             weight, scale = calibration_at(self, level.log_snr, like=x)
             spread = spread.calibrated(weight, scale, tuple(x.shape[1:]))
-        if not trains:
-            x0_hat = x0_hat.detach()
-        return Prediction(x0_hat, raw, spread)
+        return Prediction(x0_hat if trains else x0_hat.detach(), raw, spread)
 
     def _spread(self, product: Callable[[Tensor, bool], Tensor], x: Tensor, level: Level) -> Spread:
         """V at x of shape (N, *event_shape)."""
@@ -207,14 +204,17 @@ class PosteriorCovariance(Variance):
         values, rotation = torch.linalg.eigh(0.5 * (inner + inner.mT))
         return basis @ rotation, values
 
+    def kl(self, step: Step, error: Tensor, prediction: Prediction, event_dim: int) -> Tensor:
+        covariance = self.covariance(step, prediction, event_dim)
+        return covariance.kl_from_isotropic(step.log_small, step.c_0 * error, event_dim)
+
     def covariance(self, step: Step, prediction: Prediction, event_dim: int) -> Covariance:
         assert prediction.spread is not None
         first = step.c_t == 0  # t = 1
         floor = torch.where(first, 0.0, step.log_small.exp())
         least = torch.where(first, _LEAST * step.sigma.square(), 0.0)
-        spread = replace(
-            prediction.spread, diagonal=torch.maximum(prediction.spread.diagonal, least)
-        )
+        diagonal = torch.maximum(prediction.spread.diagonal, least)
+        spread = replace(prediction.spread, diagonal=diagonal)
         return Covariance.of(floor, step.c_0, spread, event_dim)
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrodiff.covariances import Covariance
 from pyrodiff.denoisers import Prediction
-from pyrodiff.kernels import Level, Step
+from pyrodiff.kernels import Level, Step, gaussian_kl
 
 __all__ = ["FixedLarge", "FixedSmall", "LearnedDiagonal", "LearnedRange", "Variance"]
 
@@ -45,6 +45,18 @@ class Variance(ABC):
     ) -> Prediction:
         """What is needed of the denoiser at x_t, shape (N, *event_shape)."""
         return denoise(x_t)
+
+    def kl(self, step: Step, error: Tensor, prediction: Prediction, event_dim: int) -> Tensor:
+        """KL(q(x_s | x_t, x_0) ‖ p_θ(x_s | x_t)) of a step from t to s, nats, shape (N,).
+
+        Args:
+            step: from t to s.
+            error: x_0 − x̂_0, shape (N, *event_shape).
+            prediction: the denoiser's at (x_t, t).
+            event_dim: how many axes an event has.
+        """
+        log_variance = self.log_variance(step, prediction.raw_variance)
+        return gaussian_kl(error, step.log_small, log_variance, event_dim, step.c_0)
 
     def covariance(self, step: Step, prediction: Prediction, event_dim: int) -> Covariance:
         """Σ of the step at ``step``, where the denoiser gave ``prediction``."""
