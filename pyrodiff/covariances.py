@@ -53,6 +53,14 @@ class Spread:
         assert diagonal is not None
         return Spread(diagonal, *others)
 
+    def multiply(self, columns: Tensor) -> Tensor:
+        """V Y, shape (N, d, m), of Y of shape (N, d, m) or (1, d, m)."""
+        product = self.diagonal.flatten(1).unsqueeze(-1) * columns
+        if self.directions is None or self.values is None:
+            return product
+        along = self.values.unsqueeze(-1) * (self.directions.mT @ columns)
+        return product + self.directions @ along
+
     def calibrated(self, weight: Tensor, scale: Tensor, event_shape: tuple[int, ...]) -> "Spread":
         """scale · (weight · V + (1 − weight) diag V), which is positive semidefinite, too.
 
@@ -149,6 +157,37 @@ class Covariance:
         if self.factor is None:
             return squares
         return squares - self._along(scaled).square().sum(-1)
+
+    def multiply(self, columns: Tensor, event_dim: int) -> Tensor:
+        """Σ Y, shape (*batch, d, m), of Y of that shape."""
+        root = self._flat_root(event_dim)
+        scaled = root * columns
+        if self.factor is not None:
+            scaled = scaled + self.factor @ (self.factor.mT @ scaled)
+        return root * scaled
+
+    def solve(self, columns: Tensor, event_dim: int) -> Tensor:
+        """Σ⁻¹ Y, shape (*batch, d, m), of Y of that shape."""
+        root = self._flat_root(event_dim)
+        scaled = columns / root
+        if self.factor is not None:
+            along = self.factor.mT @ scaled
+            if self.orthogonal:
+                along = along / (1 + self._gram).unsqueeze(-1)
+            else:
+                along = torch.cholesky_solve(along, self._root)
+            scaled = scaled - self.factor @ along
+        return scaled / root
+
+    def _flat_root(self, event_dim: int) -> Tensor:
+        """D^½, shape (*batch, d or 1, 1)."""
+        root = (0.5 * self.log_diagonal).exp()
+        return root.flatten(-event_dim).unsqueeze(-1) if root.dim() else root
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Covariance":
+        """Σ with every tensor changed alike."""
+        factor = None if self.factor is None else change(self.factor)
+        return replace(self, log_diagonal=change(self.log_diagonal), factor=factor)
 
     def color(self, noise: Tensor, event_dim: int) -> Tensor:
         """D^½ (I + B Bᵀ)^½ z, of the shape of ``noise``, (*batch, *event_shape)."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from pyrodiff import samplers
+from pyrodiff.chains.calls import run_chain
 from pyrodiff.chains.forward import ForwardChain, unique_name
 from pyrodiff.chains.transitions import Transitions
 from pyrodiff.checks import check_choice, check_count
@@ -105,6 +106,12 @@ class ReverseChain(SavedModel, Transitions):
         Raises:
             ValueError: data of another event shape, not finite, or not for this decoder.
         """
+        return run_chain(self, x_0, context, num_samples)
+
+    def program(
+        self, x_0: Tensor | None, context: Tensor | None, num_samples: int | None
+    ) -> Tensor:
+        """What ``forward`` does where no handler answers for the chain."""
         if x_0 is not None:
             self.check_data(x_0, context)
             x_0, num_samples = self.forward_chain.carry(x_0), len(x_0)
