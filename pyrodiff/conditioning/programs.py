@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
@@ -49,6 +50,7 @@ class Program:
     Attributes:
         context: what the program hands to the chain, or None.
         observed: the names of the observed sites.
+        at_once: whether all particles go through the program together.
 
     Raises:
         ValueError: a program that does not call the chain exactly once for one x_0, observes
@@ -87,7 +89,7 @@ class Program:
         )
         if not self.observed:
             raise ValueError("Expected a program with an observed site; got none.")
-        self._at_once = self._maps(x_0)
+        self.at_once = self._maps(x_0)
 
     def sites(self, x_0: Tensor) -> list[ObservedSite]:
         """The observed sites where the chain returns ``x_0``, shape (1, *event_shape)."""
@@ -109,7 +111,7 @@ class Program:
 
     def map(self, function: Callable[[Tensor], Any], x_0: Tensor) -> Any:
         """A function of one x_0, of shape (1, *event_shape), at each row."""
-        if self._at_once:
+        if self.at_once:
             return torch.func.vmap(function)(x_0.unsqueeze(1))
         values = [function(row) for row in x_0.unsqueeze(1)]
         if isinstance(values[0], tuple):
@@ -121,12 +123,17 @@ class Program:
             return poutine.trace(self.function).get_trace(*self.args, **self.kwargs)
 
     def _log_likelihood(self, x_0: Tensor) -> Tensor:
-        trace = self._trace(x_0)
-        return torch.as_tensor(trace.log_prob_sum(lambda name, site: site["is_observed"]))
+        # not the trace's own sum, which looks at values to warn
+        trace, total = self._trace(x_0), x_0.new_zeros(())
+        for site in (trace.nodes[name] for name in self.observed):
+            law: Any = site["fn"]
+            log_prob = law.log_prob(site["value"])
+            total = total + scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
+        return total
 
     def _maps(self, x_0: Tensor) -> bool:
         """Whether particles go through the program at once."""
-        self._at_once = True
+        self.at_once = True
         with torch.no_grad():
             try:
                 self.log_likelihood(x_0.expand(2, *x_0.shape[1:]))

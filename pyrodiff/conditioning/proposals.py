@@ -31,7 +31,7 @@ from pyrodiff.denoisers import Prediction
 from pyrodiff.distributions import Law, StructuredNormal, from_noise
 from pyrodiff.kernels import Step
 from pyrodiff.likelihood.particles.smc import Proposal
-from pyrodiff.likelihood.paths.weights import Move
+from pyrodiff.likelihood.paths.weights import Move, predict
 from pyrodiff.streams import NoiseStreams
 
 __all__ = ["Conditioned", "TwistedProposal"]
@@ -125,8 +125,26 @@ class TwistedProposal(Proposal):
     _last: tuple[Tensor, Expansion | None, Spread] | None = field(default=None, init=False)
 
     def first(self, streams: NoiseStreams) -> Move:
-        x = streams.normal(self.reverse.prototype())
-        return Move(x, x.new_zeros(len(x), dtype=torch.float64))
+        """x_T given y, where x_0 is expanded at x_T = 0: x̂_0(0) + (α/σ²) V(0) x_T."""
+        reverse, noise = self.reverse, streams.normal(self.reverse.prototype())
+        origin, t = torch.zeros_like(noise[:1]), reverse.num_steps
+        prediction = predict(reverse, origin, t, self.program.context)
+        expansion, spread = self._expanded(origin, t, prediction)
+        if expansion is None:
+            return Move(noise, noise.new_zeros(len(noise), dtype=torch.float64))
+        level = reverse.step(t, origin).map(_double)
+        columns, total = self._of_y(expansion, spread)
+        slope = (level.alpha / level.sigma.square()).reshape(-1, 1, 1) * columns.mT
+        rows = len(noise)
+        conditioned = Conditioned(
+            covariance=Covariance(total.new_zeros(rows, *(1 for _ in reverse.event_shape))),
+            slope=slope.expand(rows, -1, -1),
+            noise=total,
+            residual=expansion.residual.expand(rows, -1),
+            event_dim=reverse.event_dim,
+        )
+        x, log_ratio = conditioned.draw(noise, self._more(streams, noise, expansion))
+        return Move(x.to(noise), log_ratio)
 
     def potential(self, x_t: Tensor, t: int, prediction: Prediction) -> Tensor:
         """log ψ_t, nats, float64, shape (rows,)."""

@@ -119,7 +119,7 @@ class TwistedSMC:
             log_evidence=float(summary.value),
             std_error=math.nan if heavy else float(summary.std_error),
             degrees_of_freedom=float(summary.degrees_of_freedom),
-            calls=self.particles * self.reverse.calls_per_path,
+            calls=self.particles * self.reverse.calls_per_path + self.reverse.calls_per_step,
             likelihood=likelihood,
             history=history,
             remarks=remarks,
