@@ -90,7 +90,7 @@ class NamedSites(PyroModule):
     def plate(self, size: int) -> AbstractContextManager[object]:
         """The plate over ``size`` samples, at dimension −1; nothing inside a plate that is there.
 
-        For a guide that draws x_0 itself, at ``reverse.site(0)``, before it calls the forward chain.
+        For a guide that draws x_0 itself, at ``reverse.site(0)``, before it calls the other chain.
 
         Raises:
             ValueError: inside a plate at dimension −1 of another size.

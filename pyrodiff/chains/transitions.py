@@ -94,7 +94,7 @@ class Transitions(NamedSites):
             prediction = denoiser(flat, level, context, self.variance.learned)
         if len(batch) == 1:
             return prediction
-        return prediction.map(lambda value: value.reshape(*batch, *value.shape[1:]))
+        return prediction.map(lambda value: value.reshape((*batch, *value.shape[1:])))
 
     def log_variance(self, step: Step, prediction: Prediction) -> Tensor:
         """log Σ_θ of p_θ(x_{t−1} | x_t), isotropic or of the shape of x_t."""
