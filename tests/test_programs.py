@@ -320,7 +320,7 @@ def test_latent_x_0_has_the_exact_bound(
     exact = -inverse.exact()
     (gradient,) = torch.autograd.grad(exact, inverse.mean)
     expected = torch.cat([exact.detach().reshape(1), gradient.flatten()])
-    assert float(error[0]) < (0.1 if vectorized else 1.0)  # the comparison means something
+    assert float(error[0]) < (0.25 if vectorized else 1.6)  # the comparison means something
     assert bool(((mean - expected).abs() < 6 * error).all())
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import pyro
 from pyro.nn import PyroModule
 from pyro.poutine.runtime import get_plates
+from pyro.util import ignore_jit_warnings
 from typing_extensions import Self
 
 __all__ = ["NamedSites", "enclosing_size", "unique_name"]
@@ -37,7 +38,9 @@ def unique_name(kind: str) -> str:
 
 def enclosing_size() -> int | None:
     """The size of the enclosing plate at dimension −1, or None where there is none."""
-    return next((frame.size for frame in get_plates() if frame.dim == -1), None)
+    size = next((frame.size for frame in get_plates() if frame.dim == -1), None)
+    with ignore_jit_warnings():  # while a program is compiled, the sizes of plates are tensors
+        return None if size is None else int(size)
 
 
 class NamedSites(PyroModule):
