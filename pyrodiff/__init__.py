@@ -18,6 +18,7 @@ from pyrodiff._version import __version__
 
 if TYPE_CHECKING:
     from pyrodiff.chains import ForwardChain as ForwardChain
+    from pyrodiff.chains import NonCentered as NonCentered
     from pyrodiff.chains import ReverseChain as ReverseChain
     from pyrodiff.decoders import CategoricalDecoder as CategoricalDecoder
     from pyrodiff.decoders import Decoder as Decoder
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from pyrodiff.objectives import MeanLoss as MeanLoss
     from pyrodiff.objectives import NoiseLoss as NoiseLoss
     from pyrodiff.objectives import Objective as Objective
+    from pyrodiff.objectives import RenyiBound as RenyiBound
     from pyrodiff.objectives import VariationalBound as VariationalBound
     from pyrodiff.objectives import WeightedLoss as WeightedLoss
     from pyrodiff.objectives import variational_term as variational_term
@@ -83,7 +85,7 @@ _MODULES = {
     "schedules": "Schedule LinearSchedule CosineSchedule LogSNRSchedule BetaSchedule "
     "TabulatedSchedule",
     "kernels": "Level Step",
-    "chains": "ForwardChain ReverseChain",
+    "chains": "ForwardChain ReverseChain NonCentered",
     "denoisers": "Denoiser NoiseDenoiser DataDenoiser VelocityDenoiser MeanDenoiser",
     "variances": "Variance FixedSmall FixedLarge LearnedRange LearnedDiagonal AnalyticVariance "
     "PosteriorCovariance",
@@ -94,7 +96,7 @@ _MODULES = {
     "timesteps": "Timesteps LowDiscrepancyTimesteps UniformTimesteps LossAwareTimesteps "
     "AllTimesteps",
     "objectives": "Objective VariationalBound NoiseLoss MeanLoss HybridLoss WeightedLoss "
-    "variational_term",
+    "RenyiBound variational_term",
     "likelihood": "Estimator LogLikelihood TermwiseBound Pilot PathBound ImportanceBound "
     "ParticleBound SandwichBound ProbabilityFlow Dequantized",
     "vae": "VAE",

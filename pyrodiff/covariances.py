@@ -9,6 +9,7 @@ so that all that is needed of it costs r products of vectors and the matrix M = 
     log |Σ|   = Σ log D + log |M|
     ‖y‖²_Σ    = yᵀ Σ⁻¹ y = ‖y'‖² − (Bᵀ y')ᵀ M⁻¹ Bᵀ y',           y' = D^−½ y       (Woodbury, 1950)
     Σ^½ z     = D^½ (z + B f(BᵀB) Bᵀ z),                          f(s) = 1/(1 + √(1 + s))
+    Σ^−½ y    = y' − B g(BᵀB) Bᵀ y',                              g(s) = f(s)/√(1 + s)
 
 and for r = 0 nothing but the diagonal's.  (D^½ (I + B Bᵀ)^½ is a root of Σ, not the symmetric one.)
 An isotropic D stays one number for each sample; then orthonormal directions make a diagonal M, and
@@ -192,21 +193,27 @@ class Covariance:
     def color(self, noise: Tensor, event_dim: int) -> Tensor:
         """D^½ (I + B Bᵀ)^½ z, of the shape of ``noise``, (*batch, *event_shape)."""
         if self.factor is not None:
-            along = self.factor.mT @ noise.flatten(-event_dim).unsqueeze(-1)
-            more = self.factor @ self._share(along)
-            noise = noise + more.squeeze(-1).reshape(noise.shape)
+            noise = noise + self._shares(noise, event_dim, lambda root: 1 / (1 + root))
         return (0.5 * self.log_diagonal).exp() * noise
 
-    def _share(self, along: Tensor) -> Tensor:
-        """f(BᵀB) of a vector, shape (*batch, r, 1)."""
+    def whiten(self, y: Tensor, event_dim: int) -> Tensor:
+        """(I + B Bᵀ)^−½ D^−½ y, the noise that ``color`` takes to y; of the shape of ``y``."""
+        scaled = (-0.5 * self.log_diagonal).exp() * y
+        if self.factor is None:
+            return scaled
+        return scaled - self._shares(scaled, event_dim, lambda root: 1 / (root * (1 + root)))
 
-        def weight(values: Tensor) -> Tensor:
-            return (1 / (1 + (1 + values.clamp(min=0.0)).sqrt())).unsqueeze(-1)
-
+    def _shares(self, x: Tensor, event_dim: int, share: Callable[[Tensor], Tensor]) -> Tensor:
+        """B h(√(1 + BᵀB)) Bᵀ x for a function h of the eigenvalues, of the shape of ``x``."""
+        assert self.factor is not None
+        along = self.factor.mT @ x.flatten(-event_dim).unsqueeze(-1)
         if self.orthogonal:
-            return weight(self._gram) * along
-        values, basis = torch.linalg.eigh(self._gram)
-        return basis @ (weight(values) * (basis.mT @ along))
+            along = share((1 + self._gram).sqrt()).unsqueeze(-1) * along
+        else:
+            gram, basis = torch.linalg.eigh(self._gram)
+            shares = share((1 + gram.clamp(min=0.0)).sqrt()).unsqueeze(-1)
+            along = basis @ (shares * (basis.mT @ along))
+        return (self.factor @ along).squeeze(-1).reshape(x.shape)
 
     def log_marginal(self, event_dim: int) -> Tensor:
         """log diag Σ, of the shape of x or isotropic."""

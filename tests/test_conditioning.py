@@ -303,6 +303,11 @@ def several(reverse: ReverseChain) -> None:
     pyro.sample("y", dist.Normal(reverse(num_samples=3), 1.0), obs=torch.zeros(3, 2))
 
 
+def in_a_plate(reverse: ReverseChain) -> None:
+    with pyro.plate("images", 3):
+        pyro.sample("y", dist.Normal(reverse(), 1.0).to_event(1), obs=torch.zeros(3, 2))
+
+
 def nothing_seen(reverse: ReverseChain) -> None:
     reverse()
 
@@ -319,6 +324,7 @@ def latent(reverse: ReverseChain) -> None:
         (two_calls, "calls the chain once; got 2 calls"),
         (with_data, "without data; got x_0"),
         (several, "for one sample; got 3"),
+        (in_a_plate, "for one sample; got 3"),
         (nothing_seen, "an observed site; got none"),
         (latent, "no latent sites beside the chain's; got scale"),
     ],

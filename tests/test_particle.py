@@ -19,13 +19,13 @@ from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.decoders import CategoricalDecoder, DiscretizedGaussianDecoder, GaussianDecoder
 from pyrodiff.denoisers import DataDenoiser, NoiseDenoiser, Prediction
 from pyrodiff.likelihood.particles.bound import ParticleBound
-from pyrodiff.likelihood.particles.smc import evidence
 from pyrodiff.likelihood.particles.smc import (
     ParticleFilter,
     Population,
     Proposal,
     _take,
     eve_weights,
+    evidence,
     systematic,
 )
 from pyrodiff.likelihood.particles.twists import DenoisedTwist, MarginalTwist, NoTwist, Twist

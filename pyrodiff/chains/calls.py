@@ -12,6 +12,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Tensor
 
+from pyrodiff.chains.names import enclosing_size
+
 __all__ = ["AnsweredChain", "run_chain"]
 
 
@@ -19,7 +21,7 @@ __all__ = ["AnsweredChain", "run_chain"]
 class CalledChain(Protocol):
     """A chain with a Pyro program."""
 
-    def program(
+    def visit_sites(
         self, x_0: Tensor | None, context: Tensor | None, num_samples: int | None
     ) -> Tensor:
         """The sites x_T … x_0."""
@@ -30,7 +32,7 @@ def run_chain(
     chain: CalledChain, x_0: Tensor | None, context: Tensor | None, num_samples: int | None
 ) -> Tensor:
     """The chain's program, or what a handler puts in its place."""
-    return chain.program(x_0, context, num_samples)
+    return chain.visit_sites(x_0, context, num_samples)
 
 
 class AnsweredChain(Messenger):
@@ -41,7 +43,8 @@ class AnsweredChain(Messenger):
         value: what they return.
 
     Attributes:
-        calls: the arguments x_0, context and num_samples of each call so far.
+        calls: the arguments x_0, context and num_samples of each call so far, the last that of the
+            enclosing plate where it is not given.
     """
 
     def __init__(self, chain: CalledChain, value: Tensor):
@@ -53,5 +56,6 @@ class AnsweredChain(Messenger):
         chain, *arguments = msg["args"]
         if chain is self.chain:
             x_0, context, num_samples = arguments
+            num_samples = enclosing_size() if num_samples is None else num_samples
             self.calls.append((x_0, context, num_samples))
             msg["value"], msg["done"] = self.value, True
