@@ -67,7 +67,6 @@ class VarianceHead(nn.Module):
     Shape: ``(N, *event_shape)`` to the same with the first event axis doubled.
 
     Raises:
-        TypeError: a network that is no module.
         ValueError: a network that predicts a variance already.
     """
 
@@ -144,9 +143,7 @@ def _log_noise(log_snr: Tensor, x: Tensor) -> Tensor:
     return F.logsigmoid(-log_snr).reshape(-1, *(1,) * (x.dim() - 1)).to(x.dtype)
 
 
-def _check_network(network: object) -> None:
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"Expected network to be a Module; got {type(network).__name__}.")
+def _check_network(network: nn.Module) -> None:
     if isinstance(network, VarianceHead) or getattr(network, "learned_variance", False):
         raise ValueError(
             "Expected a network without a learned variance for a variance head; "

@@ -26,7 +26,7 @@ __all__ = [
     "zeroed",
 ]
 
-Layer = TypeVar("Layer", bound="nn.Linear | nn.Conv2d")
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d)
 
 
 class Features(NamedTuple):
