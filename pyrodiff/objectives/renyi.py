@@ -5,13 +5,18 @@ With log-weights log w_kn = log p_θ(x_n, z_kn) − log q(z_kn | x_n) of K parti
     L_α = Σ_n 1/(1 − α) log (1/K) Σ_k w_kn^{1−α}
 
 (Li and Turner, 2016, equation 4 with K draws; α = 0: Burda et al., 2016, equation 8).  Each datum
-has a mean of weights of its own.  ``pyro.infer.RenyiELBO`` adds the log-weights of all data
-up before the mean,
+has a mean of weights of its own.  One weight for the batch,
 
     1/(1 − α) log (1/K) Σ_k ∏_n w_kn^{1−α},
 
-one weight for the batch: a bound as well, but one whose gain over the ELBO is lost as N grows, as
-the variance of Σ_n log w_kn grows with it.
+is a bound as well, but one whose gain over the ELBO is lost as N grows, since the variance of
+Σ_n log w_kn grows with it.
+
+``pyro.infer.RenyiELBO`` has the former on a chain and its data, and on any model all of whose sites
+stand in one plate.  It has the latter as soon as one site stands outside, a ``pyro.deterministic``
+for one.  Of a plate that is subsampled, n of N, it takes the weights to the power N/n, which is the
+bound of another α, 1 − (1 − α) N/n, and for α = 0 no lower bound.  And it has no
+``differentiable_loss``, so that it is no module.
 """
 
 import math
@@ -60,10 +65,9 @@ def _log_prob(site: dict[str, Any], scale: float, kept: set[int]) -> Tensor:
 class RenyiBound(ELBO):
     r"""The bound L_α with weights of each datum (formulas above), in nats, summed over the data.
 
-    A datum is one index of the plates that every site stands in, such as ``"data"`` of a chain.  A
-    program with a latent outside them is one datum, and the bound is then that of
-    ``pyro.infer.RenyiELBO``.  For any model and guide with reparametrized sites; the gradient is
-    that of the estimate itself.
+    A datum is one index of the plates that every site stands in, such as ``"data"`` of a chain; a
+    program with a latent outside them is one datum.  For any model and guide with reparametrized
+    sites; the gradient is that of the estimate itself.
 
     In expectation L_α is at most log p(x) for α in [0, 1], and grows with K for α < 1; α = 0 is the
     importance-weighted bound, α = 1 the ELBO.  For α < 0 it may exceed log p(x).
@@ -99,7 +103,7 @@ class RenyiBound(ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         model_trace, guide_trace = get_importance_trace(
-            "flat", self.max_plate_nesting, model, guide, args, kwargs
+            "flat", self.max_plate_nesting, model, guide, args=args, kwargs=kwargs
         )
         for site in _sample_sites(guide_trace):
             score = site["score_parts"].score_function
