@@ -17,7 +17,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrodiff import ForwardChain, ReverseChain
+from pyrodiff import ForwardChain, ReverseChain, plots
 from pyrodiff.chains.calls import AnsweredChain
 from pyrodiff.conditioning import (
     Blind,
@@ -384,6 +384,29 @@ def test_results_resample_and_show_themselves() -> None:
     assert len(history.effective_samples) == len(history.ancestors) == len(history.resampled) == 11
     with pytest.raises(ValueError, match="level between 0 and 1"):
         posterior.interval(1.5)
+
+
+def test_results_become_inference_data() -> None:
+    posterior = run()
+    data = posterior.to_inference_data(50, seed=0)
+    group = data["posterior"]
+    assert group["x_0"].dims == ("chain", "draw", "x_0_dim_0")
+    assert torch.equal(torch.from_numpy(group["x_0"].values[0]), posterior.resample(50, seed=0))
+    assert group.attrs["log_evidence"] == posterior.log_evidence
+    assert posterior.to_inference_data()["posterior"].sizes["draw"] == 200
+
+
+def test_particles_are_drawn() -> None:
+    posterior = run(threshold=0.9)
+    left, right = plots.particles(posterior)
+    effective, ancestors, resampled = left.get_lines()
+    assert list(effective.get_ydata()) == posterior.history.effective_samples
+    assert list(ancestors.get_ydata()) == posterior.history.ancestors
+    assert len(resampled.get_xdata()) == sum(posterior.history.resampled) > 0
+    weights = right.get_lines()[0].get_ydata()
+    assert float(sum(weights)) == pytest.approx(200)
+    with pytest.raises(ValueError, match="2"):
+        plots.particles(posterior, axes=[left])
 
 
 def test_errors_that_cannot_be_known_are_nan() -> None:

@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyrodiff.checks import check_count
 from pyrodiff.conditioning.likelihoods import Likelihood
+from pyrodiff.likelihood.arviz import assembled
 from pyrodiff.likelihood.estimates import pareto_k
 from pyrodiff.likelihood.particles.smc import Population
 
@@ -122,3 +124,27 @@ class Posterior:
         generator = torch.Generator().manual_seed(seed)
         rows = torch.multinomial(self.weights, num_samples, replacement=True, generator=generator)
         return self.samples[rows]
+
+    def to_inference_data(self, num_samples: int | None = None, *, seed: int = 0) -> Any:
+        """``arviz.InferenceData`` (0.23) or ``xarray.DataTree`` (1.x) of draws of equal weight.
+
+        The group ``posterior`` has the variable ``x_0`` (chain, draw, …), resampled; its attributes
+        are the evidence, its error and the effective number of particles.  ArviZ's own effective
+        sample size does not know that draws are copies of each other.
+
+        Args:
+            num_samples: draws; default as many as particles.
+            seed: of the resampling.
+        """
+        import xarray
+
+        draws = self.resample(num_samples or len(self.samples), seed=seed)
+        axes = ["chain", "draw", *(f"x_0_dim_{axis}" for axis in range(draws.dim() - 1))]
+        attributes = {
+            "log_evidence": self.log_evidence,
+            "std_error": self.std_error,
+            "effective_samples": self.effective_samples,
+            "calls": self.calls,
+        }
+        group = xarray.Dataset({"x_0": (axes, draws[None].numpy())}, attrs=attributes)
+        return assembled({"posterior": group})
