@@ -10,8 +10,8 @@ is the mean of KL(q(x_s | x_t, x_0) ‖ p_θ(x_s | x_t)) over data, with the var
 depends on x_t, with each sample's own, as the mean of a logarithm is not the logarithm of a
 mean.  A sample has one noise at all levels, so that costs of neighbours err alike: independent
 errors would be mistaken for good levels.  To the step that ends in λ_1 belongs the reconstruction,
-whose variance may be that step's.  The bound of a grid is a sum of costs of neighbours, and dynamic programming over n and the last
-level visited finds the best grid of n levels.
+whose variance may be that step's.  The bound of a grid is a sum of costs of neighbours, and dynamic
+programming over n and the last level visited finds the best grid of n levels.
 """
 
 from abc import ABC, abstractmethod

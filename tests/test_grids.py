@@ -201,7 +201,7 @@ def test_costs_add_up_to_the_bound(variance: Variance) -> None:
 def test_optimal_grids_beat_the_others_on_other_data() -> None:
     law = mixture()
     long = exact_chain(law, 100, PosteriorCovariance("diagonal"))
-    grid = OptimalGrid.fit(long, law.sample(200, seed=1), candidates=40)
+    grid = OptimalGrid.fit(long, law.sample(1000, seed=1), candidates=40)
     x_0 = law.sample(400, seed=2)
     values = {
         name: float(PathBound(8).estimate(long.respaced(6, grid=g), x_0, seed=0).value.mean())
