@@ -18,7 +18,9 @@ from pyrodiff._version import __version__
 
 if TYPE_CHECKING:
     from pyrodiff.chains import ForwardChain as ForwardChain
+    from pyrodiff.chains import NonCentered as NonCentered
     from pyrodiff.chains import ReverseChain as ReverseChain
+    from pyrodiff.conditioning import TwistedSMC as TwistedSMC
     from pyrodiff.decoders import CategoricalDecoder as CategoricalDecoder
     from pyrodiff.decoders import Decoder as Decoder
     from pyrodiff.decoders import DiscretizedGaussianDecoder as DiscretizedGaussianDecoder
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from pyrodiff.objectives import MeanLoss as MeanLoss
     from pyrodiff.objectives import NoiseLoss as NoiseLoss
     from pyrodiff.objectives import Objective as Objective
+    from pyrodiff.objectives import RenyiBound as RenyiBound
     from pyrodiff.objectives import VarianceMatching as VarianceMatching
     from pyrodiff.objectives import VariationalBound as VariationalBound
     from pyrodiff.objectives import WeightedLoss as WeightedLoss
@@ -86,7 +89,7 @@ _MODULES = {
     "schedules": "Schedule LinearSchedule CosineSchedule LogSNRSchedule BetaSchedule "
     "TabulatedSchedule",
     "kernels": "Level Step",
-    "chains": "ForwardChain ReverseChain",
+    "chains": "ForwardChain ReverseChain NonCentered",
     "denoisers": "Denoiser NoiseDenoiser DataDenoiser VelocityDenoiser MeanDenoiser",
     "variances": "Variance FixedSmall FixedLarge LearnedRange LearnedDiagonal LearnedPosterior "
     "AnalyticVariance PosteriorCovariance",
@@ -97,9 +100,10 @@ _MODULES = {
     "timesteps": "Timesteps LowDiscrepancyTimesteps UniformTimesteps LossAwareTimesteps "
     "AllTimesteps",
     "objectives": "Objective VariationalBound NoiseLoss MeanLoss HybridLoss WeightedLoss "
-    "VarianceMatching variational_term",
+    "RenyiBound VarianceMatching variational_term",
     "likelihood": "Estimator LogLikelihood TermwiseBound Pilot PathBound ImportanceBound "
     "ParticleBound SandwichBound ProbabilityFlow Dequantized",
+    "conditioning": "TwistedSMC",
     "vae": "VAE",
 }
 _NAMES = {name: module for module, names in _MODULES.items() for name in names.split()}

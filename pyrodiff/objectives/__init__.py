@@ -12,7 +12,11 @@ Every one of them is a weighted sum over t of the same squared errors,
     HybridLoss         not a bound: NoiseLoss + a small share of the bound, for the variance
     VarianceMatching   not a bound: KLs as a function of the variance, the mean left alone
 
-(Ho et al., 2020, equations 5, 8, 12 and 14; Nichol and Dhariwal, 2021, equation 16).  Losses are
+(Ho et al., 2020, equations 5, 8, 12 and 14; Nichol and Dhariwal, 2021, equation 16).
+
+    RenyiBound         a bound tighter than these, from whole paths; importance-weighted for α = 0
+
+Losses are
 summed over the batch as in Pyro, in nats for the bounds.  The subsampled objectives call the
 network once, on the whole batch, without Pyro's handlers; they work with ``SVI``, with
 ``ELBOModule`` (``objective(reverse, forward)``) and so with Lightning.
@@ -29,6 +33,7 @@ from pyrodiff.objectives.losses import (
 )
 from pyrodiff.objectives.matching import VarianceMatching
 from pyrodiff.objectives.objective import Objective
+from pyrodiff.objectives.renyi import RenyiBound
 from pyrodiff.objectives.visit import Visit, unchecked_term, variational_term
 
 __all__ = [
@@ -37,6 +42,7 @@ __all__ = [
     "MinSNR",
     "NoiseLoss",
     "Objective",
+    "RenyiBound",
     "SigmoidWeighting",
     "VarianceMatching",
     "VariationalBound",
