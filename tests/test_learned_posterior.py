@@ -317,6 +317,12 @@ def test_a_head_is_a_function_of_its_seed() -> None:
     assert any(not torch.equal(value, other[name]) for name, value in one.items())
 
 
+def test_a_chain_keeps_its_name() -> None:
+    learned = with_variance_head(small_chain().named("prior"))
+    assert learned.name == learned.respaced(5).name == "prior"
+    assert with_variance_head(small_chain()).name == small_chain().name
+
+
 def test_any_network_can_have_a_head() -> None:
     """Of one whose features are not known, x_t and the output are read."""
 
