@@ -12,7 +12,8 @@ so that all that is needed of it costs r products of vectors and the matrix M = 
     Σ^−½ y    = y' − B g(BᵀB) Bᵀ y',                              g(s) = f(s)/√(1 + s)
 
 and for r = 0 nothing but the diagonal's.  (D^½ (I + B Bᵀ)^½ is a root of Σ, not the symmetric one.)
-An isotropic D stays one number for each sample.
+An isotropic D stays one number for each sample; then orthonormal directions make a diagonal M, and
+nothing is factorised.
 """
 
 from collections.abc import Callable
@@ -89,10 +90,12 @@ class Covariance:
     Args:
         log_diagonal: log D, broadcastable to x of shape (*batch, *event_shape).
         factor: B, shape (*batch, d, r), or None for r = 0.
+        orthogonal: whether the columns of B are orthogonal.
     """
 
     log_diagonal: Tensor
     factor: Tensor | None = None
+    orthogonal: bool = False
 
     @classmethod
     def of(cls, floor: Tensor, scale: Tensor, spread: Spread, event_dim: int) -> "Covariance":
@@ -109,14 +112,32 @@ class Covariance:
             return cls(diagonal.log())
         widths = _per_sample(scale.abs(), event_dim) * _root_of(spread.values)
         columns = spread.directions * widths.unsqueeze(-2)
-        return cls(diagonal.log(), columns / diagonal.flatten(-event_dim).unsqueeze(-1).sqrt())
+        flat = diagonal.flatten(-event_dim)
+        factor = columns / flat.unsqueeze(-1).sqrt()
+        return cls(diagonal.log(), factor, orthogonal=flat.shape[-1] == 1)
+
+    @cached_property
+    def _gram(self) -> Tensor:
+        """Bᵀ B, shape (*batch, r, r), or its diagonal, (*batch, r), where it has no more."""
+        assert self.factor is not None
+        return self.factor.square().sum(-2) if self.orthogonal else self.factor.mT @ self.factor
 
     @cached_property
     def _root(self) -> Tensor:
-        """The Cholesky factor of M, shape (*batch, r, r)."""
+        """L of M = L Lᵀ, shape (*batch, r, r), or its diagonal, (*batch, r)."""
+        if self.orthogonal:
+            return (1 + self._gram).sqrt()
+        return torch.linalg.cholesky(self._gram + torch.eye(self._gram.shape[-1]).to(self._gram))
+
+    def _along(self, y: Tensor) -> Tensor:
+        """L⁻¹ Bᵀ y, shape (*batch, r), of y of shape (*batch, d)."""
         assert self.factor is not None
-        gram = self.factor.mT @ self.factor
-        return torch.linalg.cholesky(gram + torch.eye(gram.shape[-1]).to(gram))
+        along = (self.factor.mT @ y.unsqueeze(-1)).squeeze(-1)
+        if self.orthogonal:
+            return along / self._root
+        return torch.linalg.solve_triangular(self._root, along.unsqueeze(-1), upper=False).squeeze(
+            -1
+        )
 
     def log_det(self, size: int, event_dim: int) -> Tensor:
         """log |Σ| of events of ``size`` values, shape (*batch,) or ()."""
@@ -128,14 +149,12 @@ class Covariance:
         squares = scaled.square().sum(-1)
         if self.factor is None:
             return squares
-        along = self.factor.mT @ scaled.unsqueeze(-1)
-        seen = torch.linalg.solve_triangular(self._root, along, upper=False)
-        return squares - seen.squeeze(-1).square().sum(-1)
+        return squares - self._along(scaled).square().sum(-1)
 
     def color(self, noise: Tensor, event_dim: int) -> Tensor:
         """D^½ (I + B Bᵀ)^½ z, of the shape of ``noise``, (*batch, *event_shape)."""
         if self.factor is not None:
-            noise = noise + self._along(noise, event_dim, lambda root: 1 / (1 + root))
+            noise = noise + self._weighted(noise, event_dim, lambda root: 1 / (1 + root))
         return (0.5 * self.log_diagonal).exp() * noise
 
     def whiten(self, y: Tensor, event_dim: int) -> Tensor:
@@ -143,15 +162,16 @@ class Covariance:
         scaled = (-0.5 * self.log_diagonal).exp() * y
         if self.factor is None:
             return scaled
-        return scaled - self._along(scaled, event_dim, lambda root: 1 / (root * (1 + root)))
+        return scaled - self._weighted(scaled, event_dim, lambda root: 1 / (root * (1 + root)))
 
-    def _along(self, x: Tensor, event_dim: int, share: Callable[[Tensor], Tensor]) -> Tensor:
+    def _weighted(self, x: Tensor, event_dim: int, weight: Callable[[Tensor], Tensor]) -> Tensor:
         """B h(√(1 + BᵀB)) Bᵀ x for a function h of the eigenvalues, of the shape of ``x``."""
         assert self.factor is not None
-        gram, basis = torch.linalg.eigh(self.factor.mT @ self.factor)
-        shares = share((1 + gram.clamp(min=0.0)).sqrt()).unsqueeze(-1)
-        along = basis.mT @ (self.factor.mT @ x.flatten(-event_dim).unsqueeze(-1))
-        return (self.factor @ (basis @ (shares * along))).squeeze(-1).reshape(x.shape)
+        along = self.factor.mT @ x.flatten(-event_dim).unsqueeze(-1)
+        values, basis = (self._gram, None) if self.orthogonal else torch.linalg.eigh(self._gram)
+        weights = weight((1 + values.clamp(min=0.0)).sqrt()).unsqueeze(-1)
+        share = weights * along if basis is None else basis @ (weights * (basis.mT @ along))
+        return (self.factor @ share).squeeze(-1).reshape(x.shape)
 
     def log_marginal(self, event_dim: int) -> Tensor:
         """log diag Σ, of the shape of x or isotropic."""
@@ -174,10 +194,18 @@ class Covariance:
         nothing = torch.zeros_like(difference)
         diagonal = gaussian_kl(nothing, log_variance, self.log_diagonal, event_dim)
         ratio = (log_variance - self.log_diagonal).exp().expand(difference.shape)
-        inner = self.factor.mT @ (ratio.flatten(-event_dim).unsqueeze(-1) * self.factor)
-        trace = torch.cholesky_solve(inner, self._root).diagonal(dim1=-2, dim2=-1).sum(-1)
         squares = self.squared_norm(difference, event_dim)
+        trace = self._trace(ratio.flatten(-event_dim))
         return diagonal + 0.5 * (squares + self._log_excess() - trace)
+
+    def _trace(self, weights: Tensor) -> Tensor:
+        """tr M⁻¹ Bᵀ diag(w) B, shape (*batch,)."""
+        assert self.factor is not None
+        if self.orthogonal:
+            inner = (weights.unsqueeze(-1) * self.factor.square()).sum(-2)
+            return (inner / (1 + self._gram)).sum(-1)
+        inner = self.factor.mT @ (weights.unsqueeze(-1) * self.factor)
+        return torch.cholesky_solve(inner, self._root).diagonal(dim1=-2, dim2=-1).sum(-1)
 
     def log_ratio(
         self, noise: Tensor, difference: Tensor, log_variance: Tensor, event_dim: int
@@ -209,4 +237,5 @@ class Covariance:
         """log |M|."""
         if self.factor is None:
             return 0.0
-        return 2 * self._root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        root = self._root if self.orthogonal else self._root.diagonal(dim1=-2, dim2=-1)
+        return 2 * root.log().sum(-1)

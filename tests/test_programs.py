@@ -15,7 +15,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.contrib.autoname import scope
-from pyro.infer import Predictive, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import Predictive, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.poutine.runtime import get_plates
 from torch import Tensor, nn
 
@@ -322,6 +322,28 @@ def test_latent_x_0_has_the_exact_bound(
     expected = torch.cat([exact.detach().reshape(1), gradient.flatten()])
     assert float(error[0]) < (0.25 if vectorized else 1.6)  # the comparison means something
     assert bool(((mean - expected).abs() < 6 * error).all())
+
+
+@pytest.mark.filterwarnings("ignore:Failed to verify mean field:UserWarning")  # all that Pyro says
+@pytest.mark.parametrize("variance", [FixedLarge(), PosteriorCovariance("full")], ids=str)
+def test_mean_field_with_a_latent_x_0_is_refused(variance: Variance) -> None:
+    """Its term KL(q(x_0) ‖ p(x_0 | x_1)) takes x_0 and x_1 for independent."""
+    inverse = Inverse(linear_chain(variance=variance), own_plate=True)
+    for vectorized in (False, True):
+        elbo = TraceMeanField_ELBO(
+            num_particles=2, vectorize_particles=vectorized, max_plate_nesting=1
+        )
+        with pytest.raises(ValueError, match="Expected an observed x_0 .*Use Trace_ELBO"):
+            elbo.loss(inverse.model, inverse.guide)
+    with torch.no_grad():  # observed, and conditioned, it is as it was
+        x_0, guide = draws(3, 2), inverse.reverse.forward_chain
+        conditioned = pyro.condition(inverse.reverse, {"x_0": x_0})
+        for model, arguments in ((inverse.reverse, (x_0,)), (conditioned, (None, None, 3))):
+            torch.manual_seed(0)
+            trace = poutine.trace(guide).get_trace(x_0)
+            nodes = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*arguments).nodes
+            expected = inverse.reverse.decode(nodes["x_1"]["value"]).log_prob(x_0)
+            torch.testing.assert_close(nodes["x_0"]["fn"].log_prob(x_0), expected)
 
 
 def test_two_latent_chains_have_the_exact_bound() -> None:

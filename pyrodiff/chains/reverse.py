@@ -16,6 +16,7 @@ from pyrodiff.chains.transitions import Transitions
 from pyrodiff.checks import check_choice, check_count
 from pyrodiff.decoders import Decoder, GaussianDecoder, check_data
 from pyrodiff.denoisers import Denoiser, MeanDenoiser
+from pyrodiff.distributions import latent
 from pyrodiff.finite import check_finite
 from pyrodiff.grids import GRIDS, Grid
 from pyrodiff.schedules import TabulatedSchedule
@@ -134,7 +135,8 @@ class ReverseChain(SavedModel, Transitions):
             x_t = pyro.sample(self.site(self.num_steps), self.prior(like))
             for t in range(self.num_steps, 1, -1):
                 x_t = pyro.sample(self.site(t - 1), self.transition(x_t, t, context))
-            return pyro.sample(self.site(0), self.decode(x_t, context), obs=x_0)
+            law = self.decode(x_t, context)
+            return pyro.sample(self.site(0), latent(law) if x_0 is None else law, obs=x_0)
 
     def prior(self, like: Tensor) -> dist.Independent:
         """p(x_T) = N(0, I) over one event, with the dtype and device of ``like``."""

@@ -10,6 +10,7 @@ Every one of them is a weighted sum over t of the same squared errors,
     MeanLoss           not a bound: weight c_0² σ_t²/α_t², ‖μ̃ − μ_θ‖²
     WeightedLoss       not a bound (unless the weights are the bound's): weight w(step)
     HybridLoss         not a bound: NoiseLoss + a small share of the bound, for the variance
+    VarianceMatching   not a bound: KLs as a function of the variance, the mean left alone
 
 (Ho et al., 2020, equations 5, 8, 12 and 14; Nichol and Dhariwal, 2021, equation 16).
 
@@ -30,6 +31,7 @@ from pyrodiff.objectives.losses import (
     VariationalBound,
     WeightedLoss,
 )
+from pyrodiff.objectives.matching import VarianceMatching
 from pyrodiff.objectives.objective import Objective
 from pyrodiff.objectives.renyi import RenyiBound
 from pyrodiff.objectives.visit import Visit, unchecked_term, variational_term
@@ -42,6 +44,7 @@ __all__ = [
     "Objective",
     "RenyiBound",
     "SigmoidWeighting",
+    "VarianceMatching",
     "VariationalBound",
     "Visit",
     "WeightedLoss",
