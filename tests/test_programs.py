@@ -219,6 +219,14 @@ def test_a_chain_uses_the_plate_that_it_stands_in() -> None:
         program(draws(4, 2))
 
 
+def test_particles_are_no_plate_of_the_program() -> None:
+    """As many particles as data, at dimension −1 by a wrong ``max_plate_nesting``."""
+    reverse, x_0 = linear_chain(), draws(3, 2)
+    elbo = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=0)
+    with pytest.raises(ValueError, match="collide at dim=-1"):
+        elbo.loss(reverse, reverse.forward_chain, x_0)
+
+
 def test_a_subsampled_plate_scales_the_chain() -> None:
     reverse, data = linear_chain(), draws(20, 2)
 
