@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyrodiff.chains import ForwardChain as ForwardChain
     from pyrodiff.chains import NonCentered as NonCentered
     from pyrodiff.chains import ReverseChain as ReverseChain
+    from pyrodiff.conditioning import TwistedSMC as TwistedSMC
     from pyrodiff.decoders import CategoricalDecoder as CategoricalDecoder
     from pyrodiff.decoders import Decoder as Decoder
     from pyrodiff.decoders import DiscretizedGaussianDecoder as DiscretizedGaussianDecoder
@@ -102,6 +103,7 @@ _MODULES = {
     "RenyiBound VarianceMatching variational_term",
     "likelihood": "Estimator LogLikelihood TermwiseBound Pilot PathBound ImportanceBound "
     "ParticleBound SandwichBound ProbabilityFlow Dequantized",
+    "conditioning": "TwistedSMC",
     "vae": "VAE",
 }
 _NAMES = {name: module for module, names in _MODULES.items() for name in names.split()}

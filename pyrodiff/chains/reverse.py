@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from pyrodiff import samplers
+from pyrodiff.chains.calls import run_chain
 from pyrodiff.chains.forward import ForwardChain
 from pyrodiff.chains.names import enclosing_size
 from pyrodiff.chains.transitions import Transitions, join_contexts
@@ -126,6 +127,16 @@ class ReverseChain(SavedModel, Transitions):
                 than the enclosing plate has; contexts whose batch does not go with the samples'.
             RuntimeError: a second call in one program under the same name.
         """
+        return run_chain(self, x_0, context, num_samples, context_dim)
+
+    def visit_sites(
+        self,
+        x_0: Tensor | None,
+        context: Tensor | None,
+        num_samples: int | None,
+        context_dim: int | None,
+    ) -> Tensor:
+        """What ``forward`` does where no handler answers for the chain."""
         rows = context if context_dim is None else None
         if x_0 is not None:
             self.check_data(x_0, rows)
