@@ -10,7 +10,8 @@ is the mean of KL(q(x_s | x_t, x_0) ‖ p_θ(x_s | x_t)) over data, with the var
 depends on x_t, with each sample's own, as the mean of a logarithm is not the logarithm of a
 mean.  To the step that ends in λ_1 belongs the reconstruction, whose variance may be that step's.
 The bound of a grid is a sum of costs of neighbours, and dynamic programming over n and the last
-level visited finds the best grid of n levels.
+level visited finds the best grid of n levels.  A sample's noise is the same at all levels: a search
+among costs with errors of their own prefers levels whose errors are favourable.
 """
 
 from abc import ABC, abstractmethod
@@ -148,7 +149,13 @@ class OptimalGrid(Grid):
         log_snrs, event_dim = knots_of(reverse.log_snrs, candidates), len(reverse.event_shape)
         costs = torch.zeros(candidates, candidates, dtype=torch.float64)
         for i, rows, x_t, prediction in predictions(
-            reverse, x_0, log_snrs, context=context, seed=seed, batch_size=batch_size
+            reverse,
+            x_0,
+            log_snrs,
+            context=context,
+            seed=seed,
+            batch_size=batch_size,
+            same_noise=True,
         ):
             for j in range(i):
                 step = _cast(jump(log_snrs[j], log_snrs[i], log_snrs[i]), x_t)

@@ -60,17 +60,19 @@ def predictions(
     batch_size: int,
     mean_only: bool = False,
     variance: Variance | None = None,
+    same_noise: bool = False,
 ) -> Iterator[tuple[int, slice, Tensor, Prediction]]:
     """The denoiser at every λ for every sample: the index of λ, the rows, x_t and the prediction.
 
     With a ``variance``, the prediction is what that one needs, and not the chain's own.  Sample
-    i's noise at λ_j is a function of (seed, i, j) alone.
+    i's noise at λ_j is a function of (seed, i, j) alone, or with ``same_noise`` of (seed, i), so
+    that what is measured is smooth in λ.
     """
     for index, log_snr in enumerate(log_snrs):
         for start in range(0, len(x_0), batch_size):
             rows = slice(start, min(start + batch_size, len(x_0)))
             x = x_0[rows]
-            key = derived_seed(seed, _NOISE, index)
+            key = derived_seed(seed, _NOISE, 0 if same_noise else index)
             noise = NoiseStreams(key, range(rows.start, rows.stop), reverse.event_shape).normal(x)
             level = reverse.level(log_snr, x)
             part = None if context is None else context[rows]
