@@ -21,7 +21,7 @@ from pyrodiff.denoisers import Prediction
 from pyrodiff.kernels import Level, Step
 from pyrodiff.streams import NoiseStreams, derived_seed
 from pyrodiff.variances.knots import check_knots, interpolate, knots_of
-from pyrodiff.variances.variance import Variance
+from pyrodiff.variances.variance import Variance, widened
 
 __all__ = ["AnalyticVariance"]
 
@@ -172,9 +172,7 @@ class AnalyticVariance(Variance):
         return cls(tuple(log_snrs.tolist()), rows_of_errors, shape)
 
     def log_variance(self, step: Step, raw: Tensor | None) -> Tensor:
-        error = self.error(step.log_snr, step.c_0)
-        floor = torch.where(step.c_t == 0, 0.0, step.log_small.exp())
-        return (floor + step.c_0.square() * error).log()
+        return widened(step, self.error(step.log_snr, step.c_0))
 
     @cached_property
     def _log_errors(self) -> Tensor:
