@@ -260,9 +260,8 @@ test = digits.test[:4] if QUICK else digits.test[:64]
 held_out = digits.validation[:4] if QUICK else digits.validation[:64]
 unit = digits.dimensions * math.log(2)
 whole = PathBound(particles=1).estimate(long, test, seed=0)
-print(
-    f"T = 1000: {with_error(-whole.value / unit)} bits/dim, {round(whole.network_evaluations)} calls"
-)
+spent = round(whole.network_evaluations)
+print(f"T = 1000: {with_error(-whole.value / unit)} bits/dim, {spent} calls")
 
 # %%
 kinds = {
@@ -318,13 +317,13 @@ panel.legend(frameon=False)
 figure
 
 # %%
-rows = {
-    name: {
-        f"T = {n}": f"{with_error(worse(paths[name, n]))} ({round(paths[name, n].network_evaluations)})"
-        for n in counts
-    }
-    for name in kinds
-}
+
+
+def figures(result):
+    return f"{with_error(worse(result))} ({round(result.network_evaluations)})"
+
+
+rows = {name: {f"T = {n}": figures(paths[name, n]) for n in counts} for name in kinds}
 pd.DataFrame(rows).T.rename_axis("bits/dim above T = 1000 (calls)")
 
 # %% [markdown]
@@ -336,8 +335,7 @@ pd.DataFrame(rows).T.rename_axis("bits/dim above T = 1000 (calls)")
 #   others uncertain until late.
 # - **The full covariance** needs the fewest steps: 25 are level with 1000 (0.012 ± 0.008), 50 are too
 #   (−0.009 ± 0.008). But with 64 products a step it is no saving here: it is the limit that the
-#   cheaper ones approach. A direction and a second probe gain 0.025
-#   on the diagonal at 25 steps.
+#   cheaper ones approach. A direction and a second probe gain 0.025 on the diagonal at 25 steps.
 #
 # ## 3. The grid
 #
