@@ -316,9 +316,8 @@ panel.grid(alpha=0.25)
 panel.legend(frameon=False)
 figure
 
+
 # %%
-
-
 def figures(result):
     return f"{with_error(worse(result))} ({round(result.network_evaluations)})"
 
