@@ -65,9 +65,9 @@ def predictions(
     """The denoiser at every λ for every sample: the index of λ, the rows, x_t and the prediction.
 
     With a ``variance``, the prediction is what that one needs, and not the chain's own.  Sample
-    i's noise at λ_j is a function of (seed, i, j) alone.  With ``same_noise`` it is the same at every
-    λ, so that what is measured is smooth in λ, and scaled to a mean square of 1 over all samples, as
-    the error of the mean square would be an error of the same sign at every λ.
+    i's noise at λ_j is a function of (seed, i, j) alone.  With ``same_noise`` it is the same at
+    every λ, so that what is measured is smooth in λ, and scaled to a mean square of 1 over all
+    samples, as an error of the mean square would have the same sign at every λ.
     """
     scale = 1.0
     if same_noise:
