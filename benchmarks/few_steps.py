@@ -282,7 +282,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--grid-of", choices=NAMES, help="one optimal grid for all")
     parser.add_argument("--particles", type=int, default=1, help="paths for each sample")
     parser.add_argument("--values", type=Path, required=True, help="folder for what is found")
-    parser.add_argument("--output", type=Path, help="JSON")
+    parser.add_argument("--output", type=Path, help="JSON, to which the table is added")
     return parser.parse_args()
 
 
@@ -301,9 +301,17 @@ def main() -> None:
             print(row, f"{time.time() - started:.0f} s", flush=True)
     show(rows, unit)
     if options.output is not None:
-        facts = {"samples": len(x), "fitted_on": len(other), "unit": unit, "data": repr(data)}
-        facts = {"command": "python " + " ".join(sys.argv)} | facts
-        write(options.output, facts | {"environment": environment(), "rows": rows})
+        command = "python " + " ".join(sys.argv)
+        facts = {"command": command, "environment": environment(), "data": repr(data)}
+        facts |= {"samples": len(x), "fitted_on": len(other), "unit": unit, "rows": rows}
+        add(options.output, facts)
+
+
+def add(path: Path, table: dict[str, object]) -> None:
+    """Put a table into a file of tables, in the place of one by the same command."""
+    tables = json.loads(path.read_text())["tables"] if path.exists() else []
+    kept = [one for one in tables if one["command"] != table["command"]]
+    write(path, {"tables": [*kept, table]})
 
 
 if __name__ == "__main__":
