@@ -18,7 +18,9 @@ from pyrodiff._version import __version__
 
 if TYPE_CHECKING:
     from pyrodiff.chains import ForwardChain as ForwardChain
+    from pyrodiff.chains import NonCentered as NonCentered
     from pyrodiff.chains import ReverseChain as ReverseChain
+    from pyrodiff.conditioning import TwistedSMC as TwistedSMC
     from pyrodiff.decoders import CategoricalDecoder as CategoricalDecoder
     from pyrodiff.decoders import Decoder as Decoder
     from pyrodiff.decoders import DiscretizedGaussianDecoder as DiscretizedGaussianDecoder
@@ -48,10 +50,13 @@ if TYPE_CHECKING:
     from pyrodiff.networks import ResidualConvNet as ResidualConvNet
     from pyrodiff.networks import ResidualMLP as ResidualMLP
     from pyrodiff.networks import UNet as UNet
+    from pyrodiff.networks import VarianceHead as VarianceHead
     from pyrodiff.objectives import HybridLoss as HybridLoss
     from pyrodiff.objectives import MeanLoss as MeanLoss
     from pyrodiff.objectives import NoiseLoss as NoiseLoss
     from pyrodiff.objectives import Objective as Objective
+    from pyrodiff.objectives import RenyiBound as RenyiBound
+    from pyrodiff.objectives import VarianceMatching as VarianceMatching
     from pyrodiff.objectives import VariationalBound as VariationalBound
     from pyrodiff.objectives import WeightedLoss as WeightedLoss
     from pyrodiff.objectives import variational_term as variational_term
@@ -74,6 +79,7 @@ if TYPE_CHECKING:
     from pyrodiff.variances import FixedLarge as FixedLarge
     from pyrodiff.variances import FixedSmall as FixedSmall
     from pyrodiff.variances import LearnedDiagonal as LearnedDiagonal
+    from pyrodiff.variances import LearnedPosterior as LearnedPosterior
     from pyrodiff.variances import LearnedRange as LearnedRange
     from pyrodiff.variances import PosteriorCovariance as PosteriorCovariance
     from pyrodiff.variances import Variance as Variance
@@ -83,20 +89,21 @@ _MODULES = {
     "schedules": "Schedule LinearSchedule CosineSchedule LogSNRSchedule BetaSchedule "
     "TabulatedSchedule",
     "kernels": "Level Step",
-    "chains": "ForwardChain ReverseChain",
+    "chains": "ForwardChain ReverseChain NonCentered",
     "denoisers": "Denoiser NoiseDenoiser DataDenoiser VelocityDenoiser MeanDenoiser",
-    "variances": "Variance FixedSmall FixedLarge LearnedRange LearnedDiagonal AnalyticVariance "
-    "PosteriorCovariance",
+    "variances": "Variance FixedSmall FixedLarge LearnedRange LearnedDiagonal LearnedPosterior "
+    "AnalyticVariance PosteriorCovariance",
     "grids": "Grid UniformGrid QuadraticGrid LogSNRGrid OptimalGrid",
     "samplers": "Sampler DDIM ProbabilityFlowSampler",
     "decoders": "Decoder GaussianDecoder DiscretizedGaussianDecoder CategoricalDecoder",
-    "networks": "ResidualMLP ResidualConvNet UNet",
+    "networks": "ResidualMLP ResidualConvNet UNet VarianceHead",
     "timesteps": "Timesteps LowDiscrepancyTimesteps UniformTimesteps LossAwareTimesteps "
     "AllTimesteps",
     "objectives": "Objective VariationalBound NoiseLoss MeanLoss HybridLoss WeightedLoss "
-    "variational_term",
+    "RenyiBound VarianceMatching variational_term",
     "likelihood": "Estimator LogLikelihood TermwiseBound Pilot PathBound ImportanceBound "
     "ParticleBound SandwichBound ProbabilityFlow Dequantized",
+    "conditioning": "TwistedSMC",
     "vae": "VAE",
 }
 _NAMES = {name: module for module, names in _MODULES.items() for name in names.split()}

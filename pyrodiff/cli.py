@@ -1,4 +1,4 @@
-"""The command line: ``pyrodiff fit DATA``, ``evaluate RUN``, ``sample RUN``, ``compare RUN RUN …``.
+"""The command line: ``pyrodiff fit DATA``, ``evaluate RUN``, ``compare RUN RUN …`` and others.
 
 Parsing imports neither torch nor Pyro, so that help and mistakes are answered at once; what a
 command needs is imported when it runs (``pyrodiff.runs``).
@@ -23,12 +23,14 @@ from pyrodiff.checks import short
 from pyrodiff.runs.chain_settings import ChainSettings
 from pyrodiff.runs.choices import FORMER_NAMES, present_names
 from pyrodiff.runs.settings import FLAGS, ComparisonSettings, EvaluationSettings, FitSettings
-from pyrodiff.runs.terminal import let_go, make_forgiving, say
+from pyrodiff.runs.terminal import complain, let_go, make_forgiving
+from pyrodiff.runs.variance_settings import VarianceSettings
+from pyrodiff.training.settings import Settings
 from pyrodiff.training.signals import Terminated, stoppable
 
 __all__ = ["main", "make_parser", "normalised", "settings_of"]
 
-Kind = TypeVar("Kind", ChainSettings, FitSettings, EvaluationSettings, ComparisonSettings)
+Kind = TypeVar("Kind", bound=Settings)
 
 _CHOSEN = {field.name for field in fields(FitSettings) if field.default is None}
 
@@ -97,6 +99,11 @@ def _fit_parser() -> ArgumentParser:
         "compared need the same.",
     )
     parser.add_class_arguments(FitSettings)
+    return _with_writing(parser)
+
+
+def _with_writing(parser: ArgumentParser) -> ArgumentParser:
+    """The parser with the options of commands that train and write a run."""
     parser.add_argument("--resume", action="store_true", help="Go on from the last checkpoint.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an existing run.")
     parser.add_argument("--quiet", action="store_true", help="No progress bar.")
@@ -166,6 +173,14 @@ def _compare_parser() -> ArgumentParser:
     return parser
 
 
+def _add_variance_parser() -> ArgumentParser:
+    parser = _parser("Train a variance for the network of RUN, which stays; write a new run.")
+    parser.add_argument("run", type=str, help="The run's folder, which is not written to.")
+    parser.add_argument("--output", type=str | None, help="The new run; default: RUN-variance.")
+    parser.add_class_arguments(VarianceSettings)
+    return _with_writing(parser)
+
+
 def make_parser() -> ArgumentParser:
     """The parser of all commands."""
     parser = ArgumentParser(
@@ -186,6 +201,7 @@ _COMMANDS = {
     "evaluate": (_evaluate_parser, "Bound the log-likelihood of data under the model of a run."),
     "sample": (_sample_parser, "Draw samples from the model of a run."),
     "compare": (_compare_parser, "Compare the models of runs on the same samples."),
+    "add-variance": (_add_variance_parser, "Train a learned variance for a run: fewer steps."),
 }
 
 
@@ -229,14 +245,14 @@ def _main(arguments: Sequence[str]) -> int:
         with stoppable(), _plain_warnings(command):
             _run(command, options[command])
     except (ValueError, OSError, ImportError) as error:
-        _complain(f"pyrodiff {command}: error: {error}")
+        complain(f"pyrodiff {command}: error: {error}")
         if isinstance(error, ChildProcessError):
-            _complain("What is finished is kept: --resume goes on with it.")
+            complain("What is finished is kept: --resume goes on with it.")
         return 2
     except KeyboardInterrupt as end:
         what, status = ("terminated", 143) if isinstance(end, Terminated) else ("interrupted", 130)
         advice = "; --resume goes on with what is finished" if command != "sample" else ""
-        _complain(f"pyrodiff {command}: {what}{advice}")
+        complain(f"pyrodiff {command}: {what}{advice}")
         return status
     return 0
 
@@ -246,24 +262,20 @@ def _plain_warnings(command: str) -> Iterator[None]:
     """Show warnings as errors are shown: in a line, without the line of code."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        _complain(f"pyrodiff {command}: warning: {message}")
+        complain(f"pyrodiff {command}: warning: {message}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
 
 
-def _complain(line: str) -> None:
-    say(line, name="stderr")
-
-
 def _run(command: str, options: Namespace) -> None:
     """Mistakes in the settings are answered before torch is imported."""
     values = options.as_dict()
     if command == "fit":
-        settings = settings_of(FitSettings, options)
-        names = values.keys() - settings.to_dict().keys() - {"config"}
-        runs.fit(settings, **{name: values[name] for name in names})
+        runs.fit(settings_of(FitSettings, options), **_rest(FitSettings, values))
+    elif command == "add-variance":
+        runs.add_variance(settings_of(VarianceSettings, options), **_rest(VarianceSettings, values))
     elif command == "evaluate":
         settings_of(EvaluationSettings, options)
         runs.evaluate(**values)
@@ -276,6 +288,12 @@ def _run(command: str, options: Namespace) -> None:
     else:
         settings_of(ChainSettings, options)
         runs.sample(**values)
+
+
+def _rest(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Options that are no settings of a kind."""
+    names = values.keys() - {field.name for field in fields(kind)} - {"config"}
+    return {name: values[name] for name in names}
 
 
 if __name__ == "__main__":

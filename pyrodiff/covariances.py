@@ -9,6 +9,7 @@ so that all that is needed of it costs r products of vectors and the matrix M = 
     log |Σ|   = Σ log D + log |M|
     ‖y‖²_Σ    = yᵀ Σ⁻¹ y = ‖y'‖² − (Bᵀ y')ᵀ M⁻¹ Bᵀ y',           y' = D^−½ y       (Woodbury, 1950)
     Σ^½ z     = D^½ (z + B f(BᵀB) Bᵀ z),                          f(s) = 1/(1 + √(1 + s))
+    Σ^−½ y    = y' − B g(BᵀB) Bᵀ y',                              g(s) = f(s)/√(1 + s)
 
 and for r = 0 nothing but the diagonal's.  (D^½ (I + B Bᵀ)^½ is a root of Σ, not the symmetric one.)
 An isotropic D stays one number for each sample; then orthonormal directions make a diagonal M, and
@@ -52,6 +53,14 @@ class Spread:
         )
         assert diagonal is not None
         return Spread(diagonal, *others)
+
+    def multiply(self, columns: Tensor) -> Tensor:
+        """V Y, shape (N, d, m), of Y of shape (N, d, m) or (1, d, m)."""
+        product = self.diagonal.flatten(1).unsqueeze(-1) * columns
+        if self.directions is None or self.values is None:
+            return product
+        along = self.values.unsqueeze(-1) * (self.directions.mT @ columns)
+        return product + self.directions @ along
 
     def calibrated(self, weight: Tensor, scale: Tensor, event_shape: tuple[int, ...]) -> "Spread":
         """scale · (weight · V + (1 − weight) diag V), which is positive semidefinite, too.
@@ -150,24 +159,61 @@ class Covariance:
             return squares
         return squares - self._along(scaled).square().sum(-1)
 
+    def multiply(self, columns: Tensor, event_dim: int) -> Tensor:
+        """Σ Y, shape (*batch, d, m), of Y of that shape."""
+        root = self._flat_root(event_dim)
+        scaled = root * columns
+        if self.factor is not None:
+            scaled = scaled + self.factor @ (self.factor.mT @ scaled)
+        return root * scaled
+
+    def solve(self, columns: Tensor, event_dim: int) -> Tensor:
+        """Σ⁻¹ Y, shape (*batch, d, m), of Y of that shape."""
+        root = self._flat_root(event_dim)
+        scaled = columns / root
+        if self.factor is not None:
+            along = self.factor.mT @ scaled
+            if self.orthogonal:
+                along = along / (1 + self._gram).unsqueeze(-1)
+            else:
+                along = torch.cholesky_solve(along, self._root)
+            scaled = scaled - self.factor @ along
+        return scaled / root
+
+    def _flat_root(self, event_dim: int) -> Tensor:
+        """D^½, shape (*batch, d or 1, 1)."""
+        root = (0.5 * self.log_diagonal).exp()
+        return root.flatten(-event_dim).unsqueeze(-1) if root.dim() else root
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Covariance":
+        """Σ with every tensor changed alike."""
+        factor = None if self.factor is None else change(self.factor)
+        return replace(self, log_diagonal=change(self.log_diagonal), factor=factor)
+
     def color(self, noise: Tensor, event_dim: int) -> Tensor:
         """D^½ (I + B Bᵀ)^½ z, of the shape of ``noise``, (*batch, *event_shape)."""
         if self.factor is not None:
-            along = self.factor.mT @ noise.flatten(-event_dim).unsqueeze(-1)
-            more = self.factor @ self._share(along)
-            noise = noise + more.squeeze(-1).reshape(noise.shape)
+            noise = noise + self._shares(noise, event_dim, lambda root: 1 / (1 + root))
         return (0.5 * self.log_diagonal).exp() * noise
 
-    def _share(self, along: Tensor) -> Tensor:
-        """f(BᵀB) of a vector, shape (*batch, r, 1)."""
+    def whiten(self, y: Tensor, event_dim: int) -> Tensor:
+        """(I + B Bᵀ)^−½ D^−½ y, the noise that ``color`` takes to y; of the shape of ``y``."""
+        scaled = (-0.5 * self.log_diagonal).exp() * y
+        if self.factor is None:
+            return scaled
+        return scaled - self._shares(scaled, event_dim, lambda root: 1 / (root * (1 + root)))
 
-        def weight(values: Tensor) -> Tensor:
-            return (1 / (1 + (1 + values.clamp(min=0.0)).sqrt())).unsqueeze(-1)
-
+    def _shares(self, x: Tensor, event_dim: int, share: Callable[[Tensor], Tensor]) -> Tensor:
+        """B h(√(1 + BᵀB)) Bᵀ x for a function h of the eigenvalues, of the shape of ``x``."""
+        assert self.factor is not None
+        along = self.factor.mT @ x.flatten(-event_dim).unsqueeze(-1)
         if self.orthogonal:
-            return weight(self._gram) * along
-        values, basis = torch.linalg.eigh(self._gram)
-        return basis @ (weight(values) * (basis.mT @ along))
+            along = share((1 + self._gram).sqrt()).unsqueeze(-1) * along
+        else:
+            gram, basis = torch.linalg.eigh(self._gram)
+            shares = share((1 + gram.clamp(min=0.0)).sqrt()).unsqueeze(-1)
+            along = basis @ (shares * (basis.mT @ along))
+        return (self.factor @ along).squeeze(-1).reshape(x.shape)
 
     def log_marginal(self, event_dim: int) -> Tensor:
         """log diag Σ, of the shape of x or isotropic."""

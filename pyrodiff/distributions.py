@@ -59,6 +59,10 @@ class Normal(dist.Normal):
         """The sample that standard normal noise stands for: x̂_0 + s ε."""
         return self.loc + self.scale * noise
 
+    def to_noise(self, value: Tensor) -> Tensor:
+        """The noise that a sample stands for: (x − x̂_0)/s."""
+        return (value - self.loc) / self.scale
+
 
 def from_noise(law: "Law", noise: Tensor) -> Tensor:
     """The sample of a distribution over events that standard normal noise stands for."""
@@ -182,6 +186,10 @@ class StructuredNormal(dist.TorchDistribution):
     def from_noise(self, noise: Tensor) -> Tensor:
         """The sample that standard normal noise stands for: μ + Σ^½ ε."""
         return self.loc + self.covariance.color(noise, len(self.event_shape))
+
+    def to_noise(self, value: Tensor) -> Tensor:
+        """The noise that a sample stands for: Σ^−½ (x − μ)."""
+        return self.covariance.whiten(value - self.loc, len(self.event_shape))
 
 
 Law = dist.Independent | StructuredNormal

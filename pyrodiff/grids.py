@@ -8,8 +8,9 @@ r"""Which levels a chain of few steps visits: λ_1 > … > λ_n between the ends
 The first and the last level are those of the longer chain.  The cost of a step from λ_t to λ_s
 is the mean of KL(q(x_s | x_t, x_0) ‖ p_θ(x_s | x_t)) over data, with the variance in use; where it
 depends on x_t, with each sample's own, as the mean of a logarithm is not the logarithm of a
-mean.  To the step that ends in λ_1 belongs the reconstruction, whose variance may be that step's.
-The bound of a grid is a sum of costs of neighbours, and dynamic programming over n and the last
+mean.  A sample has one noise at all levels, so that costs of neighbours err alike: independent
+errors would be mistaken for good levels.  To the step that ends in λ_1 belongs the reconstruction,
+whose variance may be that step's.  The bound of a grid is a sum of costs of neighbours, and dynamic programming over n and the last
 level visited finds the best grid of n levels.
 """
 
@@ -148,7 +149,13 @@ class OptimalGrid(Grid):
         log_snrs, event_dim = knots_of(reverse.log_snrs, candidates), len(reverse.event_shape)
         costs = torch.zeros(candidates, candidates, dtype=torch.float64)
         for i, rows, x_t, prediction in predictions(
-            reverse, x_0, log_snrs, context=context, seed=seed, batch_size=batch_size
+            reverse,
+            x_0,
+            log_snrs,
+            context=context,
+            seed=seed,
+            batch_size=batch_size,
+            shared_noise=True,
         ):
             for j in range(i):
                 step = _cast(jump(log_snrs[j], log_snrs[i], log_snrs[i]), x_t)

@@ -100,6 +100,15 @@ def test_structured_normals_are_dense_normals(kind: str, shape: tuple[int, ...])
     diagonal = matrix.diagonal(dim1=1, dim2=2).reshape(count, *shape)
     torch.testing.assert_close(marginal, diagonal, rtol=1e-10, atol=0)
 
+    columns = draws(count, size, 3, seed=10)
+    for product, expected in (
+        (spread.multiply(columns), dense(spread, shape) @ columns),
+        (covariance.multiply(columns, event_dim), matrix @ columns),
+        (covariance.solve(columns, event_dim), torch.linalg.solve(matrix, columns)),
+        (covariance.map(torch.clone).multiply(columns, event_dim), matrix @ columns),
+    ):
+        torch.testing.assert_close(product, expected, rtol=1e-9, atol=1e-11)
+
     log_s = draws(count, *ones, seed=9)
     narrow = torch.distributions.MultivariateNormal(
         x.flatten(1), log_s.exp().reshape(-1, 1, 1) * torch.eye(size, dtype=F64)

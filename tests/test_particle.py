@@ -18,13 +18,14 @@ from torch.distributions import MultivariateNormal
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.decoders import CategoricalDecoder, DiscretizedGaussianDecoder, GaussianDecoder
 from pyrodiff.denoisers import DataDenoiser, NoiseDenoiser, Prediction
-from pyrodiff.likelihood.particles.bound import ParticleBound, _summary
+from pyrodiff.likelihood.particles.bound import ParticleBound
 from pyrodiff.likelihood.particles.smc import (
     ParticleFilter,
     Population,
     Proposal,
     _take,
     eve_weights,
+    evidence,
     systematic,
 )
 from pyrodiff.likelihood.particles.twists import DenoisedTwist, MarginalTwist, NoTwist, Twist
@@ -359,7 +360,7 @@ def test_half_of_the_first_particles_have_to_have_descendants() -> None:
     generator = torch.Generator().manual_seed(0)
     log_w = 0.3 * torch.randn(2, 16, dtype=torch.float64, generator=generator)
     log_w[0, :8] = log_w[1, :7] = -math.inf
-    result = _summary(log_w)
+    result = evidence(log_w)
     assert result.std_error.isnan().tolist() == [True, False]
     assert bool(result.value.isfinite().all()) and "have no descendants" in result.remarks
 

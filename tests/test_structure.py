@@ -68,6 +68,7 @@ FLOORS = {
     "likelihood.termwise": 8.7,
     "likelihood": 8.9,
     # several models
+    "conditioning": 9,
     "comparison": 9,
     "vae": 9,
     # the application

@@ -1,37 +1,26 @@
 r"""The guide q(x_1:T | x_0), the forward chain."""
 
-import itertools
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from pyro.nn import PyroModule
 from torch import Tensor
+from typing_extensions import Self
 
 from pyrodiff import kernels
+from pyrodiff.chains.names import NamedSites
 from pyrodiff.checks import check_choice, check_count
 from pyrodiff.finite import check_tensor
 from pyrodiff.kernels import Level, Step
 from pyrodiff.precision import chain_dtype, largest_log_snr
 from pyrodiff.schedules import Schedule
 
-__all__ = ["ForwardChain", "unique_name"]
+__all__ = ["ForwardChain"]
 
 ORDERS = ("denoising", "noising")
-_counter = itertools.count()
 
 
-def unique_name(kind: str) -> str:
-    """A name that no other chain of this process has.
-
-    Pyro's parameter store is one per process: chains of equal names would share parameters.
-    """
-    return f"{kind}_{next(_counter)}"
-
-
-class ForwardChain(PyroModule):
+class ForwardChain(NamedSites):
     """The guide q(x_1:T | x_0), fixed and Gaussian.
 
     Args:
@@ -39,6 +28,9 @@ class ForwardChain(PyroModule):
         num_steps: T.
         order: ``"denoising"`` (default) or ``"noising"``, the order in which sites are visited;
             ``TraceMeanField_ELBO`` needs the former.
+
+    ``ReverseChain.forward_chain`` is the same chain with the names of the model's sites (``named``)
+    and its event shape (``of_events``).
 
     Raises:
         ValueError: ``num_steps`` < 1, an unknown order, or a schedule whose λ_1 … λ_T is not
@@ -53,12 +45,13 @@ class ForwardChain(PyroModule):
     """
 
     def __init__(self, schedule: Schedule, num_steps: int, order: str = "denoising"):
-        super().__init__(name=unique_name("forward_chain"))
+        super().__init__("forward_chain")
         check_choice("order", order, ORDERS)
         check_count("num_steps", num_steps)
         self.schedule = schedule
         self.num_steps = num_steps
         self.order = order
+        self.event_dim: int | None = None
         with torch.inference_mode(False):  # a chain made in inference mode must serve training, too
             self._tabulate(schedule.table(num_steps), schedule.times(num_steps))
 
@@ -85,6 +78,15 @@ class ForwardChain(PyroModule):
             float(kernels.gaussian_kl(zero, 2 * sigma.log(), zero, 1)),  # of the variance
         )
         self._knots = torch.cat([log_snr.new_full((1,), torch.inf), log_snr]).unbind()
+
+    def of_events(self, event_dim: int) -> Self:
+        """The same chain for events of so many axes, whatever batch axes stand on their left.
+
+        Without it all axes of x_0 but the first are an event's.
+        """
+        chain = self.named(self.name)
+        chain.event_dim = event_dim
+        return chain
 
     def step(self, t: Tensor | int, x: Tensor, event_dim: int) -> Step:
         """The steps ``t`` (1 … T), an integer or shape (N,), cast and shaped like ``x``."""
@@ -133,33 +135,45 @@ class ForwardChain(PyroModule):
         return half_alpha_squared * squares + per_dimension * x_0.shape[1:].numel()
 
     def forward(self, x_0: Tensor, context: Tensor | None = None) -> Tensor:
-        """The Pyro program: sites ``x_1`` … ``x_T`` given data of shape (N, *event_shape).
+        """The Pyro program: sites ``x_1`` … ``x_T`` given x_0.
 
-        ``context`` is accepted because Pyro passes model and guide the same arguments, and is not
-        used: q depends on x_0 alone.  Returns the last site visited.
+        Args:
+            x_0: data of shape (N, *event_shape); or a value drawn in the guide, shape
+                (*batch, N, *event_shape), where the chain knows how many axes an event has: that of
+                ``ReverseChain.forward_chain`` does.
+            context: accepted because Pyro passes model and guide the same arguments, and not used:
+                q depends on x_0 alone.
+
+        Returns:
+            the last site visited.
+
+        Raises:
+            ValueError: x_0 without a batch axis.
+            RuntimeError: a second call in one program under the same name.
         """
         x_0 = self.carry(x_0)
-        with pyro.plate("data", len(x_0), dim=-1):
-            if self.order == "noising":
-                return self._noising_sites(x_0)
-            return self._denoising_sites(x_0)
+        event_dim = x_0.dim() - 1 if self.event_dim is None else self.event_dim
+        if x_0.dim() <= event_dim or event_dim < 0:
+            raise ValueError(
+                f"Expected x_0 of shape (…, N, *event_shape); got {tuple(x_0.shape)} for events of "
+                f"{max(event_dim, 0)} axes."
+            )
+        with self.program(x_0.shape[-event_dim - 1]):
+            sites = self._noising_sites if self.order == "noising" else self._denoising_sites
+            return sites(x_0, event_dim)
 
-    def _denoising_sites(self, x_0: Tensor) -> Tensor:
-        event_dim, knots, last = x_0.dim() - 1, self._knots, self.num_steps
-        x_t = pyro.sample(f"x_{last}", kernels.marginal(x_0, knots[last], event_dim))
+    def _denoising_sites(self, x_0: Tensor, event_dim: int) -> Tensor:
+        knots, last = self._knots, self.num_steps
+        x_t = pyro.sample(self.site(last), kernels.marginal(x_0, knots[last], event_dim))
         for t in range(last, 1, -1):
             posterior = kernels.posterior(x_t, x_0, knots[t - 1], knots[t], event_dim)
-            x_t = pyro.sample(f"x_{t - 1}", posterior)
+            x_t = pyro.sample(self.site(t - 1), posterior)
         return x_t
 
-    def _noising_sites(self, x_0: Tensor) -> Tensor:
-        event_dim, knots, kind = x_0.dim() - 1, self._knots, kernels.NoisingNormal
+    def _noising_sites(self, x_0: Tensor, event_dim: int) -> Tensor:
+        knots, kind = self._knots, kernels.NoisingNormal
         x_t = x_0
         for t in range(1, self.num_steps + 1):
             transition = kernels.transition(x_t, knots[t - 1], knots[t], event_dim, kind)
-            x_t = pyro.sample(f"x_{t}", transition)
+            x_t = pyro.sample(self.site(t), transition)
         return x_t
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._pyro_name = unique_name("forward_chain")

@@ -1,7 +1,7 @@
 r"""The model p_θ(x_0:T), the reverse chain."""
 
 import itertools
-from typing import Any, cast
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from pyrodiff import samplers
-from pyrodiff.chains.forward import ForwardChain, unique_name
+from pyrodiff.chains.calls import run_chain
+from pyrodiff.chains.forward import ForwardChain
+from pyrodiff.chains.names import enclosing_size
 from pyrodiff.chains.transitions import Transitions
 from pyrodiff.checks import check_choice, check_count
 from pyrodiff.decoders import Decoder, GaussianDecoder, check_data
@@ -33,10 +35,13 @@ class ReverseChain(SavedModel, Transitions):
         event_shape: the shape of one sample.
         variance: Σ_θ of the transitions; default ``FixedLarge()``.
         decoder: p_θ(x_0 | x_1); default ``GaussianDecoder()``.
-        name: the prefix of its parameters in Pyro's parameter store; unique by default.
+        name: the prefix of its sites, ``name.x_0``, and of its parameters in Pyro's parameter
+            store.  By default the sites are those of the forward chain, ``x_0`` …, and the
+            parameters have a name of their own.
 
     Attributes:
-        forward_chain: the forward chain; not a submodule, as several models may share one.
+        forward_chain: the forward chain, with the names of this chain's sites and its event shape;
+            not a submodule, as several models may share one.
         num_steps: T.
         event_dim: how many axes one sample has.
 
@@ -63,7 +68,7 @@ class ReverseChain(SavedModel, Transitions):
         decoder: Decoder | None = None,
         name: str | None = None,
     ):
-        super().__init__(name=name or unique_name("reverse_chain"))
+        super().__init__("reverse_chain", name)
         variance = FixedLarge() if variance is None else variance
         decoder = GaussianDecoder() if decoder is None else decoder
         for label, part, kind in (
@@ -81,7 +86,14 @@ class ReverseChain(SavedModel, Transitions):
         self.variance = variance
         self.decoder = decoder
         self.event_dim, self.num_steps = len(self.event_shape), forward.num_steps
-        self.__dict__["forward_chain"] = forward  # not a submodule: several models may share one
+        self.name = name or forward.name
+        chain = forward.of_events(self.event_dim).named(self.name)
+        self.__dict__["forward_chain"] = chain  # not a submodule: several models may share one
+
+    def named(self, name: str) -> Self:
+        chain = super().named(name)
+        chain.__dict__["forward_chain"] = self.forward_chain.named(name)
+        return chain
 
     # -- the Pyro program ----------------------------------------------------------------------
 
@@ -99,25 +111,37 @@ class ReverseChain(SavedModel, Transitions):
         Args:
             x_0: data of shape (N, *event_shape), or None to run the program generatively.
             context: shape (N, …), handed to the network at every step.
-            num_samples: how many samples in the plate ``"data"`` when there is no data (default:
-                as many as there are contexts, or 1).
+            num_samples: N when there is no data (default: as many as the enclosing plate at
+                dimension −1 has indices, or as there are contexts, or 1).
+
+        Returns:
+            x_0 of shape (N, *event_shape); inside further plates (*batch, N, *event_shape).
 
         Raises:
-            ValueError: data of another event shape, not finite, or not for this decoder.
+            ValueError: data of another event shape, not finite, or not for this decoder; another N
+                than the enclosing plate has.
+            RuntimeError: a second call in one program under the same name.
         """
+        return run_chain(self, x_0, context, num_samples)
+
+    def visit_sites(
+        self, x_0: Tensor | None, context: Tensor | None, num_samples: int | None
+    ) -> Tensor:
+        """What ``forward`` does where no handler answers for the chain."""
         if x_0 is not None:
             self.check_data(x_0, context)
             x_0, num_samples = self.forward_chain.carry(x_0), len(x_0)
         else:
+            num_samples = enclosing_size() if num_samples is None else num_samples
             num_samples = samplers.count_samples(num_samples, context)
         like = self.prototype() if x_0 is None else x_0
         denoiser = self.denoiser  # the access registers the network with Pyro, once
         assert isinstance(denoiser, nn.Module)
-        with pyro.plate("data", num_samples, dim=-1):
-            x_t = pyro.sample(f"x_{self.num_steps}", self.prior(like))
+        with self.program(num_samples):
+            x_t = pyro.sample(self.site(self.num_steps), self.prior(like))
             for t in range(self.num_steps, 1, -1):
-                x_t = pyro.sample(f"x_{t - 1}", self.transition(x_t, t, context))
-            return pyro.sample("x_0", self.decode(x_t, context), obs=x_0)
+                x_t = pyro.sample(self.site(t - 1), self.transition(x_t, t, context))
+            return pyro.sample(self.site(0), self.decode(x_t, context), obs=x_0)
 
     def prior(self, like: Tensor) -> dist.Independent:
         """p(x_T) = N(0, I) over one event, with the dtype and device of ``like``."""
@@ -231,6 +255,7 @@ class ReverseChain(SavedModel, Transitions):
             )
         schedule = TabulatedSchedule(log_snrs, self.forward_chain.times(log_snrs))
         forward = ForwardChain(schedule, num_steps, order=self.forward_chain.order)
+        forward = forward.named(self.name)
         variance = self.variance if variance is None else variance
         decoder = self.decoder if decoder is None else decoder
         return type(self)(denoiser, forward, self.event_shape, variance, decoder)
@@ -255,8 +280,3 @@ class ReverseChain(SavedModel, Transitions):
         """The chain of these parts."""
         forward = ForwardChain(parts.schedule, parts.num_steps, order=parts.order)
         return cls(parts.denoiser, forward, parts.event_shape, parts.variance, parts.decoder)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy (a moving average, say) must not share Pyro parameters with its original.
-        super().__setstate__(state)
-        self._pyro_name = unique_name("reverse_chain")

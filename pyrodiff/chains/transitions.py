@@ -4,10 +4,10 @@ from typing import cast
 
 import torch
 from jaxtyping import Float
-from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyrodiff.chains.forward import ForwardChain
+from pyrodiff.chains.names import NamedSites
 from pyrodiff.decoders import Decoder, GaussianDecoder
 from pyrodiff.denoisers import Denoiser, Prediction
 from pyrodiff.distributions import Law, Normal, StructuredNormal
@@ -28,12 +28,11 @@ def _repeat(batch: torch.Size, context: Tensor | None, level: Level) -> tuple[Te
     return None if context is None else flatten(context), level
 
 
-class Transitions(PyroModule):
+class Transitions(NamedSites):
     """What ``ReverseChain`` is made of, as densities."""
 
     event_shape: torch.Size
     event_dim: int
-    num_steps: int
     forward_chain: ForwardChain
     variance: Variance
     decoder: Decoder
@@ -95,7 +94,7 @@ class Transitions(PyroModule):
             prediction = denoiser(flat, level, context, self.variance.learned)
         if len(batch) == 1:
             return prediction
-        return prediction.map(lambda value: value.reshape(*batch, *value.shape[1:]))
+        return prediction.map(lambda value: value.reshape((*batch, *value.shape[1:])))
 
     def log_variance(self, step: Step, prediction: Prediction) -> Tensor:
         """log Σ_θ of p_θ(x_{t−1} | x_t), isotropic or of the shape of x_t."""

@@ -31,7 +31,7 @@ from pyrodiff.likelihood.estimates import Estimates
 from pyrodiff.likelihood.samples import check_samples, same_model
 from pyrodiff.likelihood.statistics import log_mean_exp
 
-__all__ = ["to_elpd", "to_inference_data"]
+__all__ = ["assembled", "to_elpd", "to_inference_data"]
 
 _DRAWS = ("chain", "draw")
 _PER_SAMPLE = ("value", "std_error", "calls", "degrees_of_freedom")
@@ -194,10 +194,11 @@ def to_inference_data(
         groups["held_out"] = groups["held_out"].assign(log_density=log_density)
     if observed is not None:
         groups["observed_data"] = _observed(observed, samples, others | labels)
-    return _assembled({name: group.assign_attrs(provenance) for name, group in groups.items()})
+    return assembled({name: group.assign_attrs(provenance) for name, group in groups.items()})
 
 
-def _assembled(groups: Mapping[str, Any]) -> Any:
+def assembled(groups: Mapping[str, Any]) -> Any:
+    """Groups of xarray data sets as the installed ArviZ wants them."""
     if _version() >= 1:
         import xarray
 

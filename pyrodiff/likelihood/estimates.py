@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from pyrodiff.likelihood.statistics import unskewed
 
-__all__ = ["AXES", "FEWEST_WEIGHTS", "SHARED", "Estimates", "Kind", "Mean"]
+__all__ = ["AXES", "FEWEST_WEIGHTS", "SHARED", "Estimates", "Kind", "Mean", "pareto_k"]
 
 Kind = Literal["lower bound", "upper bound", "estimate"]
 Result = TypeVar("Result", bound="Estimates")
@@ -52,6 +52,18 @@ def _fitted_k(log_weights: np.ndarray) -> np.ndarray:
     from arviz_stats.base import array_stats
 
     return array_stats.psislw(-log_weights, axis=-1)[1]  # it takes log-likelihoods
+
+
+def pareto_k(log_weights: Tensor) -> Tensor:
+    """k̂ of each row of log weights (N, K) in float64; NaN for fewer than 30, and for equal ones."""
+    result = log_weights.new_full((len(log_weights),), torch.nan)
+    if log_weights.shape[1] < FEWEST_WEIGHTS:
+        return result
+    # equal or vanishing weights have no tail to fit
+    varied = (log_weights.amax(1) - log_weights.amin(1)) > 0
+    if bool(varied.any()):
+        result[varied] = torch.as_tensor(_fitted_k(log_weights[varied].numpy()))
+    return result
 
 
 class Mean(NamedTuple):
@@ -198,15 +210,7 @@ class Estimates:
         """
         if self.log_weights is None:
             return None
-        if self.log_weights.shape[1] < FEWEST_WEIGHTS:
-            return torch.full_like(self.value, torch.nan)
-        # equal or vanishing weights have no tail to fit
-        log_w = self.log_weights.double()
-        varied = (log_w.amax(1) - log_w.amin(1)) > 0
-        result = torch.full_like(self.value, torch.nan)
-        if bool(varied.any()):
-            result[varied] = torch.as_tensor(_fitted_k(log_w[varied].numpy()))
-        return result
+        return pareto_k(self.log_weights.double()).to(self.value)
 
     @property
     def looser(self) -> Tensor | None:

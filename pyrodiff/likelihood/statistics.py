@@ -108,15 +108,15 @@ def mean_of_draws(draws: Tensor) -> Summary:
     return Summary(value, std_error, _freedom(draws, 1 / count), "")
 
 
-def log_mean_of_weights(log_w: Tensor, debiased: bool = False) -> Summary:
-    """log mean w over the last axis, or Ȳ; errors of NaN for few or heavy weights (``WIDEST``)."""
+def log_mean_of_weights(log_w: Tensor, debiased: bool = False, widest: float = WIDEST) -> Summary:
+    """log mean w over the last axis, or Ȳ; errors of NaN for few or heavy weights (``widest``)."""
     count, value = log_w.shape[-1], log_mean_exp(log_w)
     draws = pseudo_values(log_w) if count > 1 else log_w
     value = draws.mean(-1) if debiased else value
     unknown = torch.full_like(value, torch.nan)
     if count < FEWEST:
         return Summary(value, unknown, torch.zeros_like(value), FEW_WEIGHTS)
-    heavy = _spread_below(log_w) > WIDEST
+    heavy = _spread_below(log_w) > widest
     std_error = torch.where(heavy, unknown, draws.std(-1) / math.sqrt(count))
     freedom = _freedom(draws, (3 if debiased else 2.25) / (count - 3))
     return Summary(value, std_error, freedom, HEAVY_WEIGHTS if bool(heavy.any()) else "")

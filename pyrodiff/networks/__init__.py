@@ -19,12 +19,22 @@ float32 at least, whatever the autocast, because bfloat16 tells only about half 
 timesteps apart.  The default ``time_scale=1`` suits log-SNRs in about [−15, 15]; for timesteps use
 about ``30 / num_steps``.
 
+``VarianceHead`` adds that half to a trained network, whose own half stays as it is.
+
 All output layers start at zero: an untrained network predicts zero.
 """
 
 from pyrodiff.networks.conv import ResidualConvNet, expected_level
+from pyrodiff.networks.heads import VarianceHead
 from pyrodiff.networks.layers import FourierFeatures
 from pyrodiff.networks.mlp import ResidualMLP
 from pyrodiff.networks.unet import UNet
 
-__all__ = ["FourierFeatures", "ResidualConvNet", "ResidualMLP", "UNet", "expected_level"]
+__all__ = [
+    "FourierFeatures",
+    "ResidualConvNet",
+    "ResidualMLP",
+    "UNet",
+    "VarianceHead",
+    "expected_level",
+]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyrodiff.networks.layers import (
     Conditioning,
+    Features,
     FourierFeatures,
     check_dropout,
     check_input,
@@ -19,7 +20,9 @@ from pyrodiff.networks.layers import (
     zeroed,
 )
 
-__all__ = ["ResidualConvNet", "expected_level"]
+__all__ = ["ResidualConvNet", "expected_level", "level_log_variance"]
+
+_LEAST_VARIANCE = 1e-12
 
 
 class _ResidualConv(nn.Module):
@@ -133,7 +136,35 @@ class ResidualConvNet(nn.Module):
         self.last = zeroed(nn.Conv2d(channels, means + image * learned_variance, 3, padding=1))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of what ``with_features`` gives for one sample."""
+        return (self.channels, *self.event_shape[1:])
+
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
+        output = self.last(self._hidden(x, time, context))
+        if not self.levels:
+            return output
+        logits, raw_variance = self._split(output)
+        return torch.cat([expected_level(logits, x, time), raw_variance], dim=1)
+
+    @property
+    def has_variance(self) -> bool:
+        """Whether ``with_features`` gives a log-variance."""
+        return self.levels > 0
+
+    def with_features(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Features:
+        """The output and what the last layer reads; with ``levels``, their log-variance, too."""
+        hidden = self._hidden(x, time, context)
+        output = self.last(hidden)
+        if not self.levels:
+            return Features(output, hidden)
+        logits, raw_variance = self._split(output)
+        output = torch.cat([expected_level(logits, x, time), raw_variance], dim=1)
+        return Features(output, hidden, level_log_variance(logits, x, time))
+
+    def _hidden(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
+        """What the last layer reads."""
         check_input(x, self.event_shape)
         film = self.film(self.conditioning(time, context)).chunk(2 * self.blocks, dim=1)
         h = self.first(self._entering(x, time))
@@ -142,12 +173,12 @@ class ResidualConvNet(nn.Module):
             h = block(h, scale, shift)
             if str(i) in self.attention:
                 h = self.attention[str(i)](h)
-        output = self.last(F.silu(self.norm(h)))
-        if not self.levels:
-            return output
+        return F.silu(self.norm(h))
+
+    def _split(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of the levels, ``(N, *event_shape, levels)``, and the raw variance."""
         logits, raw_variance = output.tensor_split([self.event_shape[0] * self.levels], dim=1)
-        logits = logits.unflatten(1, (-1, self.levels)).movedim(2, -1)
-        return torch.cat([expected_level(logits, x, time), raw_variance], dim=1)
+        return logits.unflatten(1, (-1, self.levels)).movedim(2, -1), raw_variance
 
     def _entering(self, x: Tensor, time: Tensor) -> Tensor:
         """The input, its features, its evidence for each level, and the map of positions."""
@@ -178,6 +209,22 @@ def expected_level(logits: Tensor, x: Tensor, log_snr: Tensor) -> Tensor:
     probabilities = _level_probabilities(logits, x, log_snr)
     # Not a matrix product: autocast would round it to bfloat16.
     return (probabilities * _levels(logits.shape[-1], probabilities)).sum(-1).to(x.dtype)
+
+
+def level_log_variance(logits: Tensor, x: Tensor, log_snr: Tensor) -> Tensor:
+    """log Σ_k p_k (l_k − x̂_0)² for the p_k and x̂_0 of ``expected_level``, of the shape of ``x``.
+
+    That of x_0 given x_t if the p_k were right; a network trained on x̂_0 alone is told nothing of
+    them but their mean.
+
+    Args:
+        logits, x, log_snr: see ``expected_level``.
+    """
+    probabilities = _level_probabilities(logits, x, log_snr)
+    levels = _levels(logits.shape[-1], probabilities)
+    mean = (probabilities * levels).sum(-1, keepdim=True)
+    variance = (probabilities * (levels - mean).square()).sum(-1)
+    return variance.clamp(min=_LEAST_VARIANCE).log().to(x.dtype)
 
 
 def _level_probabilities(logits: Tensor, x: Tensor, log_snr: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from pyrodiff.checks import check_count
 
 __all__ = [
     "Conditioning",
+    "Features",
     "FourierFeatures",
     "check_dropout",
     "check_input",
@@ -25,7 +26,22 @@ __all__ = [
     "zeroed",
 ]
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d)
+
+
+class Features(NamedTuple):
+    """A network's output, and what it was made of.
+
+    Args:
+        output: ``(N, *event_shape)``.
+        hidden: what the last layer reads, ``(N, *feature_shape)``, or None where it is not known.
+        log_variance: of x_0 given x_t where the network has a notion of it,
+            ``(N, *event_shape)``, or None.
+    """
+
+    output: Tensor
+    hidden: Tensor | None = None
+    log_variance: Tensor | None = None
 
 
 class FourierFeatures(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyrodiff.networks.layers import (
     Conditioning,
+    Features,
     FourierFeatures,
     check_dropout,
     check_input,
@@ -73,7 +74,21 @@ class ResidualMLP(nn.Module):
         self.leave = nn.ModuleList(zeroed(nn.Linear(width, width)) for _ in range(blocks))
         self.last = zeroed(nn.Linear(width, math.prod(self.output_shape)))
 
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of what ``with_features`` gives for one sample."""
+        return (self.width,)
+
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.with_features(x, time, context).output
+
+    @property
+    def has_variance(self) -> bool:
+        """Whether ``with_features`` gives a log-variance."""
+        return False
+
+    def with_features(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Features:
+        """The output and what the last layer reads."""
         check_input(x, self.event_shape)
         film = self.film(self.conditioning(time, context)).chunk(2 * self.blocks, dim=1)
         h = self.first(self.features(x.flatten(1)))
@@ -83,4 +98,5 @@ class ResidualMLP(nn.Module):
             if self.dropout:
                 hidden = F.dropout(hidden, self.dropout, self.training)
             h = h + leave(hidden)
-        return self.last(F.silu(h)).unflatten(1, self.output_shape)
+        hidden = F.silu(h)
+        return Features(self.last(hidden).unflatten(1, self.output_shape), hidden)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrodiff.networks.layers import (
+    Features,
     check_dropout,
     check_input,
     check_multiple,
@@ -106,6 +107,27 @@ class UNet(nn.Module):
             if attend:
                 check_multiple("channels", channels, self.head_size)
         return attends
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of what ``with_features`` gives for one sample."""
+        return (self.channels[0], *self.event_shape[1:])
+
+    @property
+    def has_variance(self) -> bool:
+        """Whether ``with_features`` gives a log-variance."""
+        return False
+
+    def with_features(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Features:
+        """The output and what the last layer reads."""
+        read: list[Tensor] = []
+        last = cast(nn.Conv2d, self.model.conv_out)
+        handle = last.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0]))
+        try:
+            output = self(x, time, context)
+        finally:
+            handle.remove()
+        return Features(output, read[0])
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
         check_input(x, self.event_shape)

@@ -10,8 +10,13 @@ Every one of them is a weighted sum over t of the same squared errors,
     MeanLoss           not a bound: weight c_0² σ_t²/α_t², ‖μ̃ − μ_θ‖²
     WeightedLoss       not a bound (unless the weights are the bound's): weight w(step)
     HybridLoss         not a bound: NoiseLoss + a small share of the bound, for the variance
+    VarianceMatching   not a bound: KLs as a function of the variance, the mean left alone
 
-(Ho et al., 2020, equations 5, 8, 12 and 14; Nichol and Dhariwal, 2021, equation 16).  Losses are
+(Ho et al., 2020, equations 5, 8, 12 and 14; Nichol and Dhariwal, 2021, equation 16).
+
+    RenyiBound         a bound tighter than these, from whole paths; importance-weighted for α = 0
+
+Losses are
 summed over the batch as in Pyro, in nats for the bounds.  The subsampled objectives call the
 network once, on the whole batch, without Pyro's handlers; they work with ``SVI``, with
 ``ELBOModule`` (``objective(reverse, forward)``) and so with Lightning.
@@ -26,7 +31,9 @@ from pyrodiff.objectives.losses import (
     VariationalBound,
     WeightedLoss,
 )
+from pyrodiff.objectives.matching import VarianceMatching
 from pyrodiff.objectives.objective import Objective
+from pyrodiff.objectives.renyi import RenyiBound
 from pyrodiff.objectives.visit import Visit, unchecked_term, variational_term
 
 __all__ = [
@@ -35,7 +42,9 @@ __all__ = [
     "MinSNR",
     "NoiseLoss",
     "Objective",
+    "RenyiBound",
     "SigmoidWeighting",
+    "VarianceMatching",
     "VariationalBound",
     "Visit",
     "WeightedLoss",

@@ -145,7 +145,7 @@ def _check_pair(model: Any, guide: Any) -> None:
             f"got {type(model).__name__} and {type(guide).__name__}."
         )
     chain = model.forward_chain
-    if guide is not chain and not torch.equal(guide.log_snr, chain.log_snr):
+    if guide.steps is not chain.steps and not torch.equal(guide.log_snr, chain.log_snr):
         raise ValueError(
             "Expected as the guide the forward chain that the reverse chain was built with "
             f"({chain.num_steps} steps of {chain.schedule!r}); got another "

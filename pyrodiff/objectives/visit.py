@@ -26,6 +26,7 @@ class Visit:
         step: the chain's coefficients there, of shape (N, 1, …).
         x_t: α_t x_0 + σ_t ε.
         prediction: the denoiser's at (x_t, t).
+        context: shape (N, …) or None.
     """
 
     reverse: ReverseChain
@@ -34,6 +35,7 @@ class Visit:
     step: Step
     x_t: Tensor
     prediction: Prediction
+    context: Tensor | None = None
 
     @classmethod
     def of(
@@ -48,7 +50,7 @@ class Visit:
         step = reverse.step(t, x_0)
         x_t = step.noised(x_0, noise)
         prediction = reverse.predict(x_t, step, context)
-        return cls(reverse=reverse, x_0=x_0, t=t, step=step, x_t=x_t, prediction=prediction)
+        return cls(reverse, x_0, t, step=step, x_t=x_t, prediction=prediction, context=context)
 
     def squared_error(self) -> Tensor:
         """‖x_0 − x̂_0‖², shape (N,)."""

@@ -15,6 +15,7 @@ from pyrodiff.plots.chain import schedule, terms
 from pyrodiff.plots.density import density_map, map_points
 from pyrodiff.plots.forests import forest
 from pyrodiff.plots.ladders import bound_ladder, ladder
+from pyrodiff.plots.particles import particles
 from pyrodiff.plots.samples import (
     samples_grid,
     samples_scatter,
@@ -30,6 +31,7 @@ __all__ = [
     "ladder",
     "map_points",
     "pareto_k",
+    "particles",
     "samples_grid",
     "samples_scatter",
     "schedule",

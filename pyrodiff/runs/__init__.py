@@ -13,6 +13,7 @@ evaluation/          finished batches of evaluations under way, for evaluate --r
 A command that writes to a run holds its lock (``pyrodiff.serialization.folders``).
 
 fitting, evaluation, sampling, comparison   the commands
+added_variance, variance_settings           a learned variance for a run, which makes a new run
 settings, chain_settings, choices, build    from plain values to objects
 respacing                                   the chain that a run's network is put on
 folder, dataset                             a run on disk, and its data
@@ -27,6 +28,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyrodiff.runs.added_variance import add_variance
     from pyrodiff.runs.comparison import compare
     from pyrodiff.runs.dataset import own_data
     from pyrodiff.runs.evaluation import evaluate
@@ -34,9 +36,10 @@ if TYPE_CHECKING:
     from pyrodiff.runs.folder import read_run
     from pyrodiff.runs.sampling import sample
 
-__all__ = ["compare", "evaluate", "fit", "own_data", "read_run", "sample"]
+__all__ = ["add_variance", "compare", "evaluate", "fit", "own_data", "read_run", "sample"]
 
 _MODULES = {
+    "add_variance": "added_variance",
     "compare": "comparison",
     "evaluate": "evaluation",
     "fit": "fitting",

@@ -71,6 +71,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
         "fixed-large": Choice("variances:FixedLarge"),
         "learned-range": Choice("variances:LearnedRange"),
         "learned-diagonal": Choice("variances:LearnedDiagonal"),
+        "learned-posterior": Choice("variances:LearnedPosterior"),
     },
     "covariance": {  # fitted to a model, or of its Jacobian
         "analytic": Choice("runs.respacing:analytic"),

@@ -16,7 +16,7 @@ from pyrodiff.runs.settings import EvaluationSettings, FitSettings, recipe
 from pyrodiff.runs.terminal import say
 from pyrodiff.serialization.folders import locked
 
-__all__ = ["fit"]
+__all__ = ["draw_samples", "fit"]
 
 
 def fit(
@@ -71,7 +71,7 @@ def fit(
         serialization.write_weights(folder / "model.safetensors", reverse.state_dict())
         evaluation = EvaluationSettings(calls=settings.calls, seed=settings.seed)
         evaluate_dataset(folder, dataset, evaluation, quiet=quiet)
-        _draw_samples(folder, reverse, dataset, settings)
+        draw_samples(folder, reverse, dataset, settings)
     return folder
 
 
@@ -82,10 +82,17 @@ def _fresh_model(settings: FitSettings, dataset: DataSet) -> ReverseChain:
     return make_model(settings, dataset.event_shape, dataset.levels, context_size=size)
 
 
-def _draw_samples(
+def draw_samples(
     folder: Path, reverse: ReverseChain, dataset: DataSet, settings: FitSettings
 ) -> None:
-    """Write the picture of samples, with the contexts of the test split."""
+    """Write the picture of samples, with the contexts of the test split.
+
+    Args:
+        folder: of the run.
+        reverse: its model.
+        dataset: its data.
+        settings: how many samples, and the seed of their noise.
+    """
     count, context = settings.samples, dataset.test_context
     if context is not None:
         context = context[:count]

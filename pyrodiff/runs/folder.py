@@ -134,7 +134,7 @@ def prepare_folder(folder: Path, config: dict[str, Any], resume: bool, overwrite
     exists = check_folder(folder, resume, overwrite)
     if exists and resume:
         before = read_run(folder)
-        for section in _SECTIONS:
+        for section in config:
             check_unchanged(folder, serialization.entry(before, section), config[section])
         return
     if exists:

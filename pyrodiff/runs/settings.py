@@ -43,7 +43,7 @@ class FitSettings(Settings):
         objective: vlb, simple, mean, hybrid or min-snr.
         timesteps: how t is drawn: low-discrepancy, uniform, loss-aware or all.
         denoiser: what the network predicts: noise, data, velocity or mean.
-        variance: fixed-small, fixed-large, learned-range or learned-diagonal.
+        variance: fixed-small, fixed-large, learned-range, learned-diagonal or learned-posterior.
         schedule: log-snr, cosine or linear.
         decoder: categorical or discretized (discrete data), gaussian (continuous data).
         network: mlp, conv or unet.

@@ -6,7 +6,7 @@ import sys
 
 from pyrodiff.training.output import Output, console, progress_bar
 
-__all__ = ["console", "let_go", "make_forgiving", "progress_bar", "say"]
+__all__ = ["complain", "console", "let_go", "make_forgiving", "progress_bar", "say"]
 
 
 def say(*lines: str, name: str = "stdout") -> None:
@@ -15,6 +15,11 @@ def say(*lines: str, name: str = "stdout") -> None:
     for line in lines:
         output.write(f"{line}\n")
     output.flush()
+
+
+def complain(line: str) -> None:
+    """Print a line to standard error."""
+    say(line, name="stderr")
 
 
 def make_forgiving() -> None:

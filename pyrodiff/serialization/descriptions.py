@@ -18,7 +18,7 @@ from torch import nn
 
 from pyrodiff.checks import check_types, reason, short
 
-__all__ = ["build", "describe", "described", "entry", "own_classes"]
+__all__ = ["build", "describe", "described", "entry", "external_class", "own_classes"]
 
 _ROOMS = ("schedules", "denoisers", "variances", "decoders", "networks")
 _MESSAGE = 500  # characters of an error that is passed on whole
@@ -47,6 +47,19 @@ def describe(value: Any) -> dict[str, Any]:
         return {"class": kind.__name__, "external": True}
     parameters = inspect.signature(kind).parameters
     return {"class": kind.__name__} | {name: _plain(getattr(value, name)) for name in parameters}
+
+
+def external_class(description: Mapping[str, Any]) -> str | None:
+    """The class of the user's that a description names, or that one of a network within; or None.
+
+    ``VarianceHead(Mine)`` for a network within another.
+    """
+    name = str(description.get("class"))
+    if description.get("external"):
+        return name
+    inner = description.get("network")
+    within = external_class(inner) if isinstance(inner, dict) else None
+    return None if within is None else f"{name}({within})"
 
 
 def entry(config: Any, key: str) -> Any:
@@ -90,6 +103,9 @@ def build(kind: str, classes: Mapping[str, type], description: Any, **arguments:
             f"Expected arguments of {name}; got unknown {short(sorted(unknown))}. "
             "Was the file written by a newer version?"
         )
+    if isinstance(values.get("network"), dict):  # a network around another, not around
+        others = {key: value for key, value in classes.items() if key != name}  # one of its kind
+        arguments["network"] = build(kind, others, values.pop("network"))
     _check_sizes(name, values)
     check_types(classes[name], values)
     values = {name: _as_tuples(value) for name, value in values.items()}

@@ -20,7 +20,13 @@ from pyrodiff.denoisers import Denoiser
 from pyrodiff.schedules import Schedule
 from pyrodiff.serialization.catalogue import BASES, OWN
 from pyrodiff.serialization.config import read_config, write_config
-from pyrodiff.serialization.descriptions import build, describe, described, entry
+from pyrodiff.serialization.descriptions import (
+    build,
+    describe,
+    described,
+    entry,
+    external_class,
+)
 from pyrodiff.serialization.networks import check_network
 from pyrodiff.serialization.weights import load_weights, read_weights, write_weights
 from pyrodiff.variances import Variance
@@ -185,9 +191,9 @@ def build_parts(config: Any, passed: Mapping[str, Any]) -> dict[str, Any]:
     elif passed.get("denoiser") is not None and passed.get("network") is not None:
         raise ValueError("Expected a network or a denoiser, which holds one; got both.")
     missing = {
-        kind: description["class"]
+        kind: name
         for kind, description in descriptions.items()
-        if passed.get(kind) is None and description.get("external")
+        if passed.get(kind) is None and (name := _external(kind, description)) is not None
     }
     if missing:
         raise _not_handed_in(missing)
@@ -202,6 +208,12 @@ def build_parts(config: Any, passed: Mapping[str, Any]) -> dict[str, Any]:
         arguments = {name: value for name, value in denoiser.items() if name != "network"}
         built["denoiser"] = build("denoiser", OWN["denoiser"], arguments, network=network)
     return built
+
+
+def _external(kind: str, description: Mapping[str, Any]) -> str | None:
+    """The class that has to be handed in, or None; a denoiser's network is a part of its own."""
+    own = {name: value for name, value in description.items() if name != "network"}
+    return external_class(own if kind == "denoiser" else description)
 
 
 def _read_sizes(config: Any) -> tuple[int, tuple[int, ...]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrodiff.serialization.catalogue import OWN
-from pyrodiff.serialization.descriptions import build
+from pyrodiff.serialization.descriptions import build, external_class
 from pyrodiff.serialization.weights import check_shapes, shapes
 
 __all__ = ["check_network", "network_shapes"]
@@ -30,7 +30,7 @@ def check_network(config: Any, weights: Mapping[str, Tensor], source: Path) -> N
     """
     denoiser = config.get("denoiser") if isinstance(config, dict) else None
     network = denoiser.get("network") if isinstance(denoiser, dict) else None
-    if not isinstance(network, dict) or network.get("external"):
+    if not isinstance(network, dict) or external_class(network) is not None:
         return  # said by ``build_parts``, with whatever else is missing
     got = {name: shape for name, shape in shapes(weights).items() if name.startswith(_NETWORK)}
     expected = network_shapes(network, 2 * len(got) + 100).items()

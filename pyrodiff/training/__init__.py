@@ -7,6 +7,7 @@ averaging    the moving average of the weights
 validations  the metrics, the best weights, and when to end
 checkpoints  files to go on from
 loop         all of these together
+variance     a learned variance for a trained model
 
 Names are imported when they are first used: the settings need no torch.
 """
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pyrodiff.training.loop import fit
     from pyrodiff.training.module import DiffusionModule
     from pyrodiff.training.validations import Validations
+    from pyrodiff.training.variance import fit_variance, with_variance_head
 
 __all__ = [
     "DiffusionModule",
@@ -30,7 +32,9 @@ __all__ = [
     "TrainingSettings",
     "Validations",
     "fit",
+    "fit_variance",
     "read_checkpoint",
+    "with_variance_head",
 ]
 
 _MODULES = {
@@ -39,6 +43,8 @@ _MODULES = {
     "SeededData": "batches",
     "Validations": "validations",
     "fit": "loop",
+    "fit_variance": "variance",
+    "with_variance_head": "variance",
     "read_checkpoint": "checkpoints",
 }
 

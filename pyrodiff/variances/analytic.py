@@ -21,7 +21,7 @@ from pyrodiff.denoisers import Prediction
 from pyrodiff.kernels import Level, Step
 from pyrodiff.streams import NoiseStreams, derived_seed
 from pyrodiff.variances.knots import check_knots, interpolate, knots_of
-from pyrodiff.variances.variance import Variance
+from pyrodiff.variances.variance import Variance, widened
 
 __all__ = ["AnalyticVariance"]
 
@@ -60,17 +60,18 @@ def predictions(
     batch_size: int,
     mean_only: bool = False,
     variance: Variance | None = None,
+    shared_noise: bool = False,
 ) -> Iterator[tuple[int, slice, Tensor, Prediction]]:
     """The denoiser at every λ for every sample: the index of λ, the rows, x_t and the prediction.
 
     With a ``variance``, the prediction is what that one needs, and not the chain's own.  Sample
-    i's noise at λ_j is a function of (seed, i, j) alone.
+    i's noise at λ_j is a function of (seed, i, j) alone, or with ``shared_noise`` of (seed, i).
     """
     for index, log_snr in enumerate(log_snrs):
         for start in range(0, len(x_0), batch_size):
             rows = slice(start, min(start + batch_size, len(x_0)))
             x = x_0[rows]
-            key = derived_seed(seed, _NOISE, index)
+            key = derived_seed(seed, _NOISE, 0 if shared_noise else index)
             noise = NoiseStreams(key, range(rows.start, rows.stop), reverse.event_shape).normal(x)
             level = reverse.level(log_snr, x)
             part = None if context is None else context[rows]
@@ -170,9 +171,7 @@ class AnalyticVariance(Variance):
         return cls(tuple(log_snrs.tolist()), rows_of_errors, shape)
 
     def log_variance(self, step: Step, raw: Tensor | None) -> Tensor:
-        error = self.error(step.log_snr, step.c_0)
-        floor = torch.where(step.c_t == 0, 0.0, step.log_small.exp())
-        return (floor + step.c_0.square() * error).log()
+        return widened(step, self.error(step.log_snr, step.c_0))
 
     @cached_property
     def _log_errors(self) -> Tensor:

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from pyrodiff.covariances import Covariance
 from pyrodiff.denoisers import Prediction
 from pyrodiff.kernels import Level, Step, gaussian_kl
 
-__all__ = ["FixedLarge", "FixedSmall", "LearnedDiagonal", "LearnedRange", "Variance"]
+__all__ = ["FixedLarge", "FixedSmall", "LearnedDiagonal", "LearnedRange", "Variance", "widened"]
 
 
 class Variance(ABC):
@@ -61,6 +62,17 @@ class Variance(ABC):
     def covariance(self, step: Step, prediction: Prediction, event_dim: int) -> Covariance:
         """Σ of the step at ``step``, where the denoiser gave ``prediction``."""
         return Covariance(self.log_variance(step, prediction.raw_variance))
+
+
+def widened(step: Step, spread: Tensor) -> Tensor:
+    """log(β̃_t + c_0² v), and log(c_0² v) at t = 1, where β̃_1 = 0.
+
+    Args:
+        step: the chain's coefficients at t.
+        spread: v, a diagonal of Cov[x_0 | x_t], broadcastable to x_t.
+    """
+    floor = torch.where(step.c_t == 0, 0.0, step.log_small.exp())
+    return (floor + step.c_0.square() * spread).log()
 
 
 @dataclass(frozen=True)

@@ -21,26 +21,26 @@ half of the first particles or more have no descendants.
 import warnings
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from pyrodiff.chains import ReverseChain
 from pyrodiff.checks import check_count
 from pyrodiff.denoisers import Prediction
 from pyrodiff.likelihood.estimator import Batch, Estimator
-from pyrodiff.likelihood.particles.smc import ParticleFilter, Population, Proposal, eve_weights
+from pyrodiff.likelihood.particles.smc import (
+    ParticleFilter,
+    Population,
+    Proposal,
+    eve_weights,
+    evidence,
+)
 from pyrodiff.likelihood.particles.twists import DenoisedTwist, Twist
 from pyrodiff.likelihood.paths.weights import Move, first, last, move, path_weights
 from pyrodiff.likelihood.result import LogLikelihood
-from pyrodiff.likelihood.statistics import Summary, log_mean_exp, log_mean_of_weights
+from pyrodiff.likelihood.statistics import log_mean_exp
 from pyrodiff.streams import NoiseStreams
 
 __all__ = ["ParticleBound"]
-
-EXTINCT = (
-    "Some standard errors are NaN: half of the first particles or more have no descendants, and "
-    "the rest do not tell the error."
-)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class ParticleBound(Estimator):
         batch.failures.add(batch.indices, population.failed)
         log_w, calls = eve_weights(population), self.particles * reverse.calls_per_path
         result = self.result(
-            reverse, _summary(log_w), kind="lower bound", calls=calls, log_weights=log_w
+            reverse, evidence(log_w), kind="lower bound", calls=calls, log_weights=log_w
         )
         if not self.compare:
             return result
@@ -141,17 +141,6 @@ class ParticleBound(Estimator):
             context=batch.context,
         )
         return population.cpu()
-
-
-def _summary(log_w: Tensor) -> Summary:
-    """Of the weights by first particle, (n, K); an error of NaN where half or more are 0."""
-    summary = log_mean_of_weights(log_w)
-    extinct = log_w.isneginf().sum(1) >= 0.5 * log_w.shape[1]
-    if not bool(extinct.any()):
-        return summary
-    remarks = "\n".join(filter(None, (summary.remarks, EXTINCT)))
-    std_error = summary.std_error.masked_fill(extinct, torch.nan)
-    return summary._replace(std_error=std_error, remarks=remarks)
 
 
 def _warn_where_looser(result: LogLikelihood) -> None:

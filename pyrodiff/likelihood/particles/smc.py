@@ -29,12 +29,28 @@ from pyrodiff.chains import ReverseChain
 from pyrodiff.denoisers import Prediction
 from pyrodiff.finite import NOTHING_FAILED
 from pyrodiff.likelihood.paths.weights import Move, predict
-from pyrodiff.likelihood.statistics import log_mean_exp
+from pyrodiff.likelihood.statistics import WIDEST, Summary, log_mean_exp, log_mean_of_weights
 from pyrodiff.streams import NoiseStreams
 
-__all__ = ["ParticleFilter", "Population", "Potential", "Proposal", "eve_weights", "systematic"]
+__all__ = [
+    "ParticleFilter",
+    "Population",
+    "Potential",
+    "Proposal",
+    "Record",
+    "eve_weights",
+    "evidence",
+    "systematic",
+]
+
+EXTINCT = (
+    "Some standard errors are NaN: half of the first particles or more have no descendants, and "
+    "the rest do not tell the error."
+)
 
 Potential = Callable[[Tensor, int, Prediction], Tensor]  # log ψ_t of (x_t, t, prediction), (rows,)
+# of t, the particles, log w ψ, (n, K), and which samples are resampled, (n,)
+Record = Callable[[int, "Population", Tensor, Tensor], None]
 
 
 class Proposal(ABC):
@@ -100,6 +116,21 @@ def eve_weights(population: Population) -> Float[Tensor, "n K"]:
     return log_w.unsqueeze(1).masked_fill(others, -torch.inf).logsumexp(2)
 
 
+def evidence(log_w: Float[Tensor, "n K"], widest: float = WIDEST) -> Summary:
+    """log Ẑ of each sample and its error, from the ``eve_weights``.
+
+    The error is NaN where half of the first particles or more have no descendants, and where the
+    weights spread by more than ``widest`` nats below their median.
+    """
+    summary = log_mean_of_weights(log_w, widest=widest)
+    extinct = log_w.isneginf().sum(1) >= 0.5 * log_w.shape[1]
+    if not bool(extinct.any()):
+        return summary
+    remarks = "\n".join(filter(None, (summary.remarks, EXTINCT)))
+    std_error = summary.std_error.masked_fill(extinct, torch.nan)
+    return summary._replace(std_error=std_error, remarks=remarks)
+
+
 @dataclass(frozen=True)
 class ParticleFilter:
     """Propagation, weighting and resampling of the particles of several samples.
@@ -123,6 +154,7 @@ class ParticleFilter:
         seed: int,
         indices: Sequence[int],
         context: Tensor | None = None,
+        record: Record | None = None,
     ) -> Population:
         """n samples' particles from x_T to x_0, in K · T network calls per sample.
 
@@ -133,6 +165,7 @@ class ParticleFilter:
             proposal, potential: of n · K rows, the particles of one sample side by side.
             seed, indices: of the noise streams; one index per sample.
             context: shape (n, …) or None.
+            record: called before resampling at each t, and with t = 0 and log w at the end.
         """
         n, count = len(indices), self.particles
         streams = NoiseStreams(
@@ -150,24 +183,33 @@ class ParticleFilter:
             prediction = self._predict(reverse, now.x, t, context)
             if self.threshold > 0 and t >= proposal.last_draw:
                 log_psi = potential(now.x, t, prediction).reshape(n, count)
+                few = self._few(now.log_weights + log_psi)
+                if record is not None:
+                    record(t, now, now.log_weights + log_psi, few[:, 0])
                 uniform = torch.special.ndtr(uniforms.normal(log_psi))
-                now, prediction = self._resample(now, prediction, log_psi, uniform)
+                if bool(few.any()):
+                    now, prediction = self._resample(now, prediction, log_psi, uniform, few=few)
             x, log_ratio = proposal.move(now.x, t, prediction, streams)
             log_w = now.log_weights + log_ratio.reshape(n, count)
             lost = (log_w.isnan() | log_w.isposinf()).any(1)  # −∞ is a weight of 0
             failed = torch.where(lost & (now.failed == 0), t, now.failed)
             now = now._replace(x=x, log_weights=log_w, failed=failed)
+        if record is not None:
+            record(0, now, now.log_weights, torch.zeros_like(now.resamplings, dtype=torch.bool))
         lost = (now.failed > 0).unsqueeze(1)
         return now._replace(log_weights=now.log_weights.masked_fill(lost, torch.nan))
 
     def _resample(
-        self, now: Population, prediction: Prediction, log_psi: Tensor, uniform: Tensor
+        self,
+        now: Population,
+        prediction: Prediction,
+        log_psi: Tensor,
+        uniform: Tensor,
+        *,
+        few: Tensor,
     ) -> tuple[Population, Prediction]:
-        """The particles and their predictions after resampling in the samples that need it."""
+        """The particles and their predictions after resampling in the ``few`` samples."""
         log_w = now.log_weights + log_psi
-        few = self._few(log_w)
-        if not bool(few.any()):
-            return now, prediction
         stay = torch.arange(self.particles, device=log_w.device)
         ancestors = torch.where(few, systematic(log_w, uniform), stay)
         level = log_mean_exp(log_w).unsqueeze(1) - log_psi.gather(1, ancestors)
