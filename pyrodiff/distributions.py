@@ -16,10 +16,13 @@ from pyrodiff.covariances import Covariance
 __all__ = [
     "DiscretizedNormal",
     "GridCategorical",
+    "LatentNormal",
+    "LatentStructuredNormal",
     "Law",
     "Normal",
     "StructuredNormal",
     "from_noise",
+    "latent",
     "of_one_dimension",
     "log_diff_exp",
     "log_normal_mass",
@@ -171,7 +174,7 @@ class StructuredNormal(dist.TorchDistribution):
 
     def expand(self, batch_shape: _Shape, _instance: object = None) -> "StructuredNormal":
         loc = self.loc.expand(torch.Size(batch_shape) + self.event_shape)
-        return StructuredNormal(loc, self.covariance, len(self.event_shape))
+        return type(self)(loc, self.covariance, len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         event_dim, size = len(self.event_shape), self.event_shape.numel()
@@ -194,6 +197,36 @@ class StructuredNormal(dist.TorchDistribution):
 
 Law = dist.Independent | StructuredNormal
 """What the steps of a reverse chain are: distributions over events."""
+
+
+class LatentNormal(Normal):
+    """p_θ(x_0 | x_1) of a latent x_0; its analytic KL is refused (see below)."""
+
+
+class LatentStructuredNormal(StructuredNormal):
+    """The same with a structured covariance."""
+
+
+def latent(law: Law) -> Law:
+    """The distribution of an x_0 that a guide may draw."""
+    if isinstance(law, StructuredNormal):
+        return LatentStructuredNormal(law.loc, law.covariance, len(law.event_shape))
+    normal = law.base_dist
+    if not isinstance(normal, Normal):
+        return law
+    event_dim = law.reinterpreted_batch_ndims
+    return LatentNormal(normal.loc, normal.scale, validate_args=False).to_event(event_dim)
+
+
+@register_kl(torch.distributions.Normal, LatentNormal)
+@register_kl(dist.Normal, LatentNormal)
+@register_kl(dist.Independent, LatentStructuredNormal)
+def _refuse_latent_kl(p: object, q: object) -> Tensor:
+    raise ValueError(
+        "Expected an observed x_0 for analytic KL terms (TraceMeanField_ELBO); got one that the "
+        "guide draws: p(x_0 | x_1) depends on x_1, which the guide draws from x_0, so that the sum "
+        "of the KLs is not the bound. Use Trace_ELBO."
+    )
 
 
 @register_kl(dist.Independent, StructuredNormal)

@@ -8,10 +8,10 @@ r"""Which levels a chain of few steps visits: λ_1 > … > λ_n between the ends
 The first and the last level are those of the longer chain.  The cost of a step from λ_t to λ_s
 is the mean of KL(q(x_s | x_t, x_0) ‖ p_θ(x_s | x_t)) over data, with the variance in use; where it
 depends on x_t, with each sample's own, as the mean of a logarithm is not the logarithm of a
-mean.  A sample has one noise at all levels, so that costs of neighbours err alike: independent
-errors would be mistaken for good levels.  To the step that ends in λ_1 belongs the reconstruction,
-whose variance may be that step's.  The bound of a grid is a sum of costs of neighbours, and dynamic programming over n and the last
-level visited finds the best grid of n levels.
+mean.  To the step that ends in λ_1 belongs the reconstruction, whose variance may be that step's.
+The bound of a grid is a sum of costs of neighbours, and dynamic programming over n and the last
+level visited finds the best grid of n levels.  A sample's noise is the same at all levels: a search
+among costs with errors of their own prefers levels whose errors are favourable.
 """
 
 from abc import ABC, abstractmethod
@@ -155,7 +155,7 @@ class OptimalGrid(Grid):
             context=context,
             seed=seed,
             batch_size=batch_size,
-            shared_noise=True,
+            same_noise=True,
         ):
             for j in range(i):
                 step = _cast(jump(log_snrs[j], log_snrs[i], log_snrs[i]), x_t)

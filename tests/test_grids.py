@@ -198,35 +198,32 @@ def test_costs_add_up_to_the_bound(variance: Variance) -> None:
     assert total == pytest.approx(float(value.mean()), abs=6 * error)
 
 
-def test_optimal_grids_beat_the_others_on_other_data() -> None:
-    law = mixture()
-    long = exact_chain(law, 100, PosteriorCovariance("diagonal"))
-    grid = OptimalGrid.fit(long, law.sample(200, seed=1), candidates=40)
-    x_0 = law.sample(400, seed=2)
-    values = {
-        name: float(PathBound(8).estimate(long.respaced(6, grid=g), x_0, seed=0).value.mean())
-        for name, g in (GRIDS | {"optimal": grid}).items()
-    }
-    best = values.pop("optimal")
-    assert best > max(values.values()) + 0.1
+def test_costs_are_smooth_in_the_level() -> None:
+    """They rise and fall once or twice, where errors of their own would make them jump.
 
-
-def test_costs_of_neighbours_err_alike() -> None:
-    """A level is not chosen for its noise: all but smooth changes of the costs are small.
-
-    With noise of its own at each level the second differences along the steps to one candidate
-    are as large as the costs vary between sets of eight samples; here they are 0.04 of that.
+    (With other noise at each level the variation is above 6 times the range for these seeds.)
     """
     law = mixture()
-    reverse = exact_chain(law, 50, FixedSmall())
-    fits = [
-        OptimalGrid.fit(reverse, law.sample(8, seed=seed), candidates=40, seed=seed)
-        for seed in range(8)
-    ]
-    costs = torch.stack([fit.costs[25:, 20] for fit in fits])
-    deviations = costs - costs.mean(0)
-    roughness = costs.diff(dim=1).diff(dim=1).square().mean().sqrt()
-    assert float(roughness) < 0.2 * float(deviations.square().mean().sqrt())
+    long = exact_chain(law, 10, FixedSmall())
+    for seed in range(4):
+        grid = OptimalGrid.fit(long, law.sample(5, seed=10 + seed), candidates=60)
+        costs = grid.costs.diagonal(-1)[1:]  # of the shortest steps, the reconstruction left out
+        variation = float(costs.diff().abs().sum())
+        assert variation < 2 * float(costs.max() - costs.min())
+
+
+def test_optimal_grids_beat_the_others_on_other_data() -> None:
+    """By 0.1 nats on average over three fits."""
+    law = mixture()
+    long, x_0 = exact_chain(law, 100, PosteriorCovariance("diagonal")), law.sample(400, seed=2)
+
+    def bound(grid: Grid) -> float:
+        return float(PathBound(8).estimate(long.respaced(6, grid=grid), x_0, seed=0).value.mean())
+
+    train = law.sample(200, seed=1)
+    fits = [OptimalGrid.fit(long, train, candidates=40, seed=seed) for seed in range(3)]
+    best = sum(bound(grid) for grid in fits) / len(fits)
+    assert best > max(bound(grid) for grid in GRIDS.values()) + 0.1
 
 
 def test_optimal_grids_are_saved_and_loaded(tmp_path: Path) -> None:

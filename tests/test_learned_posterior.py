@@ -45,6 +45,7 @@ def unet(**options: object) -> nn.Module:
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": lambda **o: ResidualMLP((2, 3), width=16, blocks=2, dropout=0.3, **o),
+    "mlp of images": lambda **o: ResidualMLP((1, 3, 3), width=16, blocks=2, **o),
     "conv": lambda **o: ResidualConvNet((2, 4, 4), channels=8, blocks=2, dropout=0.3, **o),
     "levels": lambda **o: ResidualConvNet((2, 4, 4), channels=8, blocks=2, levels=5, **o),
     "unet": unet,
@@ -316,12 +317,23 @@ def test_a_head_is_a_function_of_its_seed() -> None:
     assert any(not torch.equal(value, other[name]) for name, value in one.items())
 
 
+def test_a_chain_keeps_its_name() -> None:
+    learned = with_variance_head(small_chain().named("prior"))
+    assert learned.name == learned.respaced(5).name == "prior"
+    assert with_variance_head(small_chain()).name == small_chain().name
+
+
 def test_any_network_can_have_a_head() -> None:
     """Of one whose features are not known, x_t and the output are read."""
-    head = VarianceHead(nn.Identity(), (3,))
-    head.network.forward = lambda x, time: 2 * x  # type: ignore[method-assign]
-    output, raw = head(torch.ones(4, 3), torch.zeros(4)).chunk(2, dim=1)
-    assert torch.equal(output, torch.full((4, 3), 2.0)) and not raw.any()
+
+    class Twice(nn.Module):
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            return 2 * x
+
+    for shape in ((3,), (1, 4, 4)):
+        head = shaken_head(VarianceHead(Twice(), shape))
+        output, raw = head(torch.ones(4, *shape), torch.zeros(4)).chunk(2, dim=1)
+        assert torch.equal(output, torch.full((4, *shape), 2.0)) and raw.any()
 
 
 def test_timesteps_are_scaled_to_the_range_of_log_snrs() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyrodiff import ForwardChain, ReverseChain
 from pyrodiff.chains import NoiseReparam, NonCentered
-from pyrodiff.covariances import Covariance
+from pyrodiff.covariances import Covariance, Spread
 from pyrodiff.decoders import CategoricalDecoder, DiscretizedGaussianDecoder
 from pyrodiff.denoisers import DataDenoiser, NoiseDenoiser
 from pyrodiff.networks import ResidualMLP
@@ -27,6 +27,7 @@ from pyrodiff.variances import (
     FixedLarge,
     FixedSmall,
     LearnedDiagonal,
+    LearnedPosterior,
     LearnedRange,
     PosteriorCovariance,
     Variance,
@@ -40,6 +41,7 @@ VARIANCES: dict[str, Callable[[], Variance]] = {
     "large": FixedLarge,
     "range": LearnedRange,
     "learned": LearnedDiagonal,
+    "learned posterior": LearnedPosterior,
     "diagonal": lambda: PosteriorCovariance("diagonal"),
     "low rank": lambda: PosteriorCovariance("diagonal", rank=1),
     "full": lambda: PosteriorCovariance("full"),
@@ -119,8 +121,15 @@ def test_states_and_noises_are_each_others(build: Callable[[], Variance]) -> Non
 def test_whitening_is_the_inverse_of_colouring(rank: int) -> None:
     factor = None if rank == 0 else draws(4, 3, rank, seed=1)
     covariance, noise = Covariance(0.3 * draws(4, 3), factor), draws(2, 4, 3, seed=2)
-    colored = covariance.color(noise, 1)
-    torch.testing.assert_close(covariance.whiten(colored, 1), noise, rtol=1e-10, atol=1e-10)
+    covariances = [covariance]
+    if rank:  # orthonormal directions beside an isotropic diagonal
+        directions, values = torch.linalg.qr(draws(4, 3, 3, seed=3))[0], draws(4, 3).exp()
+        spread = Spread(draws(4, 1, seed=4).exp(), directions[..., :rank], values[..., :rank])
+        one = torch.ones(4, 1, dtype=F64)
+        covariances.append(Covariance.of(0.2 * one, 0.7 * one, spread, 1))
+    for each in covariances:
+        whitened = each.whiten(each.color(noise, 1), 1)
+        torch.testing.assert_close(whitened, noise, rtol=1e-10, atol=1e-10)
 
 
 # -- as a handler ----------------------------------------------------------------------------------

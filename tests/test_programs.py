@@ -15,7 +15,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.contrib.autoname import scope
-from pyro.infer import Predictive, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import Predictive, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.poutine.runtime import get_plates
 from torch import Tensor, nn
 
@@ -219,6 +219,14 @@ def test_a_chain_uses_the_plate_that_it_stands_in() -> None:
         program(draws(4, 2))
 
 
+def test_particles_are_no_plate_of_the_program() -> None:
+    """As many particles as data, at dimension −1 by a wrong ``max_plate_nesting``."""
+    reverse, x_0 = linear_chain(), draws(3, 2)
+    elbo = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=0)
+    with pytest.raises(ValueError, match="collide at dim=-1"):
+        elbo.loss(reverse, reverse.forward_chain, x_0)
+
+
 def test_a_subsampled_plate_scales_the_chain() -> None:
     reverse, data = linear_chain(), draws(20, 2)
 
@@ -324,6 +332,28 @@ def test_latent_x_0_has_the_exact_bound(
     assert bool(((mean - expected).abs() < 6 * error).all())
 
 
+@pytest.mark.filterwarnings("ignore:Failed to verify mean field:UserWarning")  # all that Pyro says
+@pytest.mark.parametrize("variance", [FixedLarge(), PosteriorCovariance("full")], ids=str)
+def test_mean_field_with_a_latent_x_0_is_refused(variance: Variance) -> None:
+    """Its term KL(q(x_0) ‖ p(x_0 | x_1)) takes x_0 and x_1 for independent."""
+    inverse = Inverse(linear_chain(variance=variance), own_plate=True)
+    for vectorized in (False, True):
+        elbo = TraceMeanField_ELBO(
+            num_particles=2, vectorize_particles=vectorized, max_plate_nesting=1
+        )
+        with pytest.raises(ValueError, match="Expected an observed x_0 .*Use Trace_ELBO"):
+            elbo.loss(inverse.model, inverse.guide)
+    with torch.no_grad():  # observed, and conditioned, it is as it was
+        x_0, guide = draws(3, 2), inverse.reverse.forward_chain
+        conditioned = pyro.condition(inverse.reverse, {"x_0": x_0})
+        for model, arguments in ((inverse.reverse, (x_0,)), (conditioned, (None, None, 3))):
+            torch.manual_seed(0)
+            trace = poutine.trace(guide).get_trace(x_0)
+            nodes = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*arguments).nodes
+            expected = inverse.reverse.decode(nodes["x_1"]["value"]).log_prob(x_0)
+            torch.testing.assert_close(nodes["x_0"]["fn"].log_prob(x_0), expected)
+
+
 def test_two_latent_chains_have_the_exact_bound() -> None:
     """y = A (x_0 + x'_0) + noise, under vectorized particles; 6 standard errors: 3e-8 failures."""
     one, other = linear_chain("one"), linear_chain("other", gain=0.3, offset=0.2)
@@ -387,6 +417,91 @@ def test_enumerated_neighbour(vectorized: bool) -> None:
         guide = Inverse(reverse, own_plate=False).guide
         losses.append(elbo(**options).loss(model, guide, Y))
     assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+
+
+# -- latent contexts -------------------------------------------------------------------------------
+
+
+class Shifted(nn.Module):
+    """x̂_0 = 0.6 x_t + M c."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shifts = torch.tensor([[1.0, 0.0], [0.0, -1.0], [0.5, 0.5]], dtype=F64)
+        self.register_buffer("shifts", shifts)
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        assert len(context) == len(x) == len(time)
+        return 0.6 * x + context @ self.shifts
+
+
+def shifted_chain(variance: Variance) -> ReverseChain:
+    forward = ForwardChain(SCHEDULE, T)
+    return ReverseChain(DataDenoiser(Shifted()), forward, (2,), variance=variance)
+
+
+every_variance = pytest.mark.parametrize(
+    "variance", [FixedLarge(), PosteriorCovariance("full")], ids=str
+)
+
+
+@every_variance
+@pytest.mark.parametrize("vectorized", [True, False], ids=["vectorized", "sequential"])
+def test_enumerated_context(vectorized: bool, variance: Variance) -> None:
+    """The class of x_0 summed over by Pyro: log Σ_c π_c p(x_0:T | c) − log q of each datum."""
+    reverse, x_0 = shifted_chain(variance), draws(3, 2)
+    weights, classes = torch.tensor([0.2, 0.5, 0.3], dtype=F64), torch.eye(3, dtype=F64)
+
+    def program(x_0: Tensor) -> None:
+        with pyro.plate("data", 3):
+            c = pyro.sample("c", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            reverse(x_0, context=classes[c], context_dim=1)
+
+    options = dict(num_particles=4, vectorize_particles=vectorized, max_plate_nesting=1)
+    torch.manual_seed(0)
+    loss = TraceEnum_ELBO(**options).loss(program, reverse.forward_chain, x_0)
+    torch.manual_seed(0)
+    total = 0.0
+    for _ in range(1 if vectorized else 4):
+        with pyro.plate("particles", 4 if vectorized else 1, dim=-2):
+            guide = poutine.trace(reverse.forward_chain).get_trace(x_0)
+            guide.compute_log_prob()
+            log_p = []
+            for c in range(3):
+                replayed = poutine.replay(reverse, trace=guide)
+                trace = poutine.trace(replayed).get_trace(x_0, classes[c].expand(3, 3))
+                trace.compute_log_prob()
+                sites = [trace.nodes[f"x_{t}"]["log_prob"] for t in range(T + 1)]
+                log_p.append(torch.stack(sites).sum(0) + weights[c].log())
+        log_q = sum(guide.nodes[f"x_{t}"]["log_prob"] for t in range(1, T + 1))
+        total += float((torch.stack(log_p).logsumexp(0) - log_q).detach().sum()) / 4
+    assert loss == pytest.approx(-total, rel=1e-9)
+
+
+@every_variance
+def test_context_of_each_particle(variance: Variance) -> None:
+    """A latent context under an outer plate: the density of each particle is that of its own."""
+    reverse = shifted_chain(variance)
+    with pyro.plate("particles", 5, dim=-2):
+        context = pyro.sample("c", dist.Normal(torch.zeros(3, 3, dtype=F64), 1.0).to_event(1))
+        assert context.shape == (5, 3, 3)
+        trace = poutine.trace(reverse).get_trace(context=context, context_dim=1)
+        one = poutine.trace(reverse).get_trace(context=context[:, :1], context_dim=1, num_samples=3)
+    trace.compute_log_prob()
+    one.compute_log_prob()
+    for t in range(T):
+        for run, own in ((trace, context[2]), (one, context[2, :1].expand(3, 3))):
+            before = run.nodes[f"x_{t + 1}"]["value"][2]
+            law = reverse.decode(before, own) if t == 0 else reverse.transition(before, t + 1, own)
+            site = run.nodes[f"x_{t}"]
+            assert site["value"].shape == (5, 3, 2)
+            torch.testing.assert_close(site["log_prob"][2], law.log_prob(site["value"][2]))
+
+
+def test_contexts_that_do_not_go_with_the_samples_are_refused() -> None:
+    reverse = shifted_chain(FixedLarge())
+    with pytest.raises(ValueError, match=r"go with \(4,\), those of the samples; got \(2,\)"):
+        reverse(context=draws(2, 3), context_dim=1, num_samples=4)
 
 
 # -- Pyro's handlers -------------------------------------------------------------------------------

@@ -22,17 +22,25 @@ class CalledChain(Protocol):
     """A chain with a Pyro program."""
 
     def visit_sites(
-        self, x_0: Tensor | None, context: Tensor | None, num_samples: int | None
+        self,
+        x_0: Tensor | None,
+        context: Tensor | None,
+        num_samples: int | None,
+        context_dim: int | None,
     ) -> Tensor:
         """The sites x_T … x_0."""
 
 
 @effectful(type="reverse_chain")
 def run_chain(
-    chain: CalledChain, x_0: Tensor | None, context: Tensor | None, num_samples: int | None
+    chain: CalledChain,
+    x_0: Tensor | None,
+    context: Tensor | None,
+    num_samples: int | None,
+    context_dim: int | None,
 ) -> Tensor:
     """The chain's program, or what a handler puts in its place."""
-    return chain.visit_sites(x_0, context, num_samples)
+    return chain.visit_sites(x_0, context, num_samples, context_dim)
 
 
 class AnsweredChain(Messenger):
@@ -55,7 +63,7 @@ class AnsweredChain(Messenger):
     def _pyro_reverse_chain(self, msg: dict[str, Any]) -> None:
         chain, *arguments = msg["args"]
         if chain is self.chain:
-            x_0, context, num_samples = arguments
+            x_0, context, num_samples, _ = arguments
             num_samples = enclosing_size() if num_samples is None else num_samples
             self.calls.append((x_0, context, num_samples))
             msg["value"], msg["done"] = self.value, True

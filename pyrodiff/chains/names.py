@@ -26,6 +26,8 @@ from typing_extensions import Self
 __all__ = ["NamedSites", "enclosing_size", "unique_name"]
 
 _counter = itertools.count()
+# Of particles and samples: where they are wrongly put at −1, Pyro says so.
+_PYROS_PLATES = ("num_particles_vectorized", "_num_predictive_samples")
 
 
 def unique_name(kind: str) -> str:
@@ -37,8 +39,9 @@ def unique_name(kind: str) -> str:
 
 
 def enclosing_size() -> int | None:
-    """The size of the enclosing plate at dimension −1, or None where there is none."""
-    size = next((frame.size for frame in get_plates() if frame.dim == -1), None)
+    """The size of the program's plate at dimension −1 around here, or None where there is none."""
+    frames = (frame for frame in get_plates() if frame.dim == -1)
+    size = next((frame.size for frame in frames if frame.name not in _PYROS_PLATES), None)
     with ignore_jit_warnings():  # while a program is compiled, the sizes of plates are tensors
         return None if size is None else int(size)
 

@@ -13,10 +13,11 @@ from pyrodiff import samplers
 from pyrodiff.chains.calls import run_chain
 from pyrodiff.chains.forward import ForwardChain
 from pyrodiff.chains.names import enclosing_size
-from pyrodiff.chains.transitions import Transitions
+from pyrodiff.chains.transitions import Transitions, join_contexts
 from pyrodiff.checks import check_choice, check_count
 from pyrodiff.decoders import Decoder, GaussianDecoder, check_data
 from pyrodiff.denoisers import Denoiser, MeanDenoiser
+from pyrodiff.distributions import latent
 from pyrodiff.finite import check_finite
 from pyrodiff.grids import GRIDS, Grid
 from pyrodiff.schedules import TabulatedSchedule
@@ -102,6 +103,7 @@ class ReverseChain(SavedModel, Transitions):
         x_0: Tensor | None = None,
         context: Tensor | None = None,
         num_samples: int | None = None,
+        context_dim: int | None = None,
     ) -> Tensor:
         """The Pyro program: sites ``x_T`` … ``x_1`` and ``x_0``, observed where data is given.
 
@@ -110,38 +112,50 @@ class ReverseChain(SavedModel, Transitions):
 
         Args:
             x_0: data of shape (N, *event_shape), or None to run the program generatively.
-            context: shape (N, …), handed to the network at every step.
+            context: shape (N, …), handed to the network at every step; with ``context_dim`` shape
+                (*batch, N or 1, …).
             num_samples: N when there is no data (default: as many as the enclosing plate at
                 dimension −1 has indices, or as there are contexts, or 1).
+            context_dim: how many axes the context of one sample has, for contexts that are latent
+                themselves: drawn under vectorized particles, or enumerated.
 
         Returns:
             x_0 of shape (N, *event_shape); inside further plates (*batch, N, *event_shape).
 
         Raises:
             ValueError: data of another event shape, not finite, or not for this decoder; another N
-                than the enclosing plate has.
+                than the enclosing plate has; contexts whose batch does not go with the samples'.
             RuntimeError: a second call in one program under the same name.
         """
-        return run_chain(self, x_0, context, num_samples)
+        return run_chain(self, x_0, context, num_samples, context_dim)
 
     def visit_sites(
-        self, x_0: Tensor | None, context: Tensor | None, num_samples: int | None
+        self,
+        x_0: Tensor | None,
+        context: Tensor | None,
+        num_samples: int | None,
+        context_dim: int | None,
     ) -> Tensor:
         """What ``forward`` does where no handler answers for the chain."""
+        rows = context if context_dim is None else None
         if x_0 is not None:
-            self.check_data(x_0, context)
+            self.check_data(x_0, rows)
             x_0, num_samples = self.forward_chain.carry(x_0), len(x_0)
         else:
             num_samples = enclosing_size() if num_samples is None else num_samples
-            num_samples = samplers.count_samples(num_samples, context)
+            if num_samples is None and context is not None and context_dim is not None:
+                num_samples = context.shape[-context_dim - 1]
+            num_samples = samplers.count_samples(num_samples, rows)
         like = self.prototype() if x_0 is None else x_0
         denoiser = self.denoiser  # the access registers the network with Pyro, once
         assert isinstance(denoiser, nn.Module)
         with self.program(num_samples):
             x_t = pyro.sample(self.site(self.num_steps), self.prior(like))
             for t in range(self.num_steps, 1, -1):
-                x_t = pyro.sample(self.site(t - 1), self.transition(x_t, t, context))
-            return pyro.sample(self.site(0), self.decode(x_t, context), obs=x_0)
+                x_t, rows = join_contexts(x_t, self.event_dim, context, context_dim)
+                x_t = pyro.sample(self.site(t - 1), self.transition(x_t, t, rows))
+            law = self.decode(*join_contexts(x_t, self.event_dim, context, context_dim))
+            return pyro.sample(self.site(0), latent(law) if x_0 is None else law, obs=x_0)
 
     def prior(self, like: Tensor) -> dist.Independent:
         """p(x_T) = N(0, I) over one event, with the dtype and device of ``like``."""

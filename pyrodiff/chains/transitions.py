@@ -14,18 +14,49 @@ from pyrodiff.distributions import Law, Normal, StructuredNormal
 from pyrodiff.kernels import Level, Step
 from pyrodiff.variances import Variance
 
-__all__ = ["Transitions"]
+__all__ = ["Transitions", "join_contexts"]
 
 
 def _repeat(batch: torch.Size, context: Tensor | None, level: Level) -> tuple[Tensor | None, Level]:
-    """Context and level of each row of a flattened batch."""
+    """Context and level of each row of a flattened batch; a context may have such rows already."""
 
     def flatten(value: Tensor) -> Tensor:
         return value.expand(*batch, *value.shape[1:]).reshape(-1, *value.shape[1:])
 
     if level.log_snr.dim():
         level = level.map(flatten)
-    return None if context is None else flatten(context), level
+    if context is None or len(context) == batch.numel():
+        return context, level
+    return flatten(context), level
+
+
+def join_contexts(
+    x_t: Tensor, event_dim: int, context: Tensor | None, context_dim: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """x_t in the batch that it has with its contexts, and these as rows of the flattened batch.
+
+    Args:
+        x_t: shape (*batch, *event_shape).
+        event_dim: how many axes an event has.
+        context: None, or shape (N, …), which is returned; with ``context_dim``, (*batch', …).
+        context_dim: how many axes the context of one sample has, or None.
+
+    Raises:
+        ValueError: batches that do not broadcast.
+    """
+    if context is None or context_dim is None:
+        return x_t, context
+    batch, event = x_t.shape[: x_t.dim() - event_dim], x_t.shape[x_t.dim() - event_dim :]
+    first = context.dim() - context_dim
+    try:
+        joint = torch.broadcast_shapes(batch, context.shape[:first])
+    except RuntimeError as error:
+        raise ValueError(
+            f"Expected contexts whose batch axes go with {tuple(batch)}, those of the samples; "
+            f"got {tuple(context.shape[:first])}."
+        ) from error
+    rows = context.expand(*joint, *context.shape[first:]).reshape(-1, *context.shape[first:])
+    return x_t.expand(*joint, *event), rows
 
 
 class Transitions(NamedSites):
@@ -72,7 +103,7 @@ class Transitions(NamedSites):
 
         One network call, and the variance's products with the denoiser's Jacobian unless
         ``mean_only``.  ``level`` and ``context`` belong to the rightmost batch axis; further batch
-        axes on the left (particles) share them.
+        axes on the left (particles) share them, unless ``context`` has a row for each.
         """
         batch = x_t.shape[: x_t.dim() - self.event_dim]
         flat = x_t.reshape(-1, *self.event_shape)

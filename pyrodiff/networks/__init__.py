@@ -25,16 +25,18 @@ All output layers start at zero: an untrained network predicts zero.
 """
 
 from pyrodiff.networks.conv import ResidualConvNet, expected_level
-from pyrodiff.networks.heads import VarianceHead
-from pyrodiff.networks.layers import FourierFeatures
+from pyrodiff.networks.heads import VarianceHead, WithFeatures
+from pyrodiff.networks.layers import Features, FourierFeatures
 from pyrodiff.networks.mlp import ResidualMLP
 from pyrodiff.networks.unet import UNet
 
 __all__ = [
+    "Features",
     "FourierFeatures",
     "ResidualConvNet",
     "ResidualMLP",
     "UNet",
     "VarianceHead",
+    "WithFeatures",
     "expected_level",
 ]

@@ -84,12 +84,12 @@ class VarianceHead(nn.Module):
         self.event_shape = checked_event_shape(event_shape)
         self.width, self.time_scale = width, time_scale
         known = network if isinstance(network, WithFeatures) else None
-        hidden = known.feature_shape if known else ()
-        self.is_image = len(self.event_shape) == 3 and hidden[1:] in ((), self.event_shape[1:])
+        hidden = known.feature_shape if known else (0, *self.event_shape[1:])
+        self.is_image = len(self.event_shape) == 3 and hidden[1:] == self.event_shape[1:]
         axis = slice(0, 1) if self.is_image else slice(None)  # which axes are channels
         outputs = math.prod(self.event_shape[axis])
         inputs = (2 + bool(known and known.has_variance)) * outputs
-        inputs += math.prod(hidden[axis]) if known else 0
+        inputs += math.prod(hidden[axis])
         self.conditioning = Conditioning(_EMBEDDING, 0, time_scale)
         self.film = nn.Linear(_EMBEDDING, 2 * width)
         self.enter = self._layer(inputs, width)

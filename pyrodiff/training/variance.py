@@ -54,7 +54,8 @@ def with_variance_head(reverse: ReverseChain, width: int = 32, *, seed: int = 0)
         torch.manual_seed(seed)
         head = VarianceHead(denoiser.network, parts.event_shape, width, scale)
     denoiser.network = head.to(reverse.prototype())
-    return reverse.assemble(replace(parts, denoiser=denoiser, variance=LearnedPosterior()))
+    learned = reverse.assemble(replace(parts, denoiser=denoiser, variance=LearnedPosterior()))
+    return learned.named(reverse.name) if reverse.name else learned
 
 
 def fit_variance(

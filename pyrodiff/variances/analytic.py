@@ -60,19 +60,26 @@ def predictions(
     batch_size: int,
     mean_only: bool = False,
     variance: Variance | None = None,
-    shared_noise: bool = False,
+    same_noise: bool = False,
 ) -> Iterator[tuple[int, slice, Tensor, Prediction]]:
     """The denoiser at every λ for every sample: the index of λ, the rows, x_t and the prediction.
 
     With a ``variance``, the prediction is what that one needs, and not the chain's own.  Sample
-    i's noise at λ_j is a function of (seed, i, j) alone, or with ``shared_noise`` of (seed, i).
+    i's noise at λ_j is a function of (seed, i, j) alone.  With ``same_noise`` it is the same at
+    every λ, so that what is measured is smooth in λ, and scaled to a mean square of 1 over all
+    samples, as an error of the mean square would have the same sign at every λ.
     """
+    scale = 1.0
+    if same_noise:
+        streams = NoiseStreams(derived_seed(seed, _NOISE, 0), range(len(x_0)), reverse.event_shape)
+        scale = float(streams.normal(x_0).double().square().mean().rsqrt())
     for index, log_snr in enumerate(log_snrs):
         for start in range(0, len(x_0), batch_size):
             rows = slice(start, min(start + batch_size, len(x_0)))
             x = x_0[rows]
-            key = derived_seed(seed, _NOISE, 0 if shared_noise else index)
+            key = derived_seed(seed, _NOISE, 0 if same_noise else index)
             noise = NoiseStreams(key, range(rows.start, rows.stop), reverse.event_shape).normal(x)
+            noise = noise * scale
             level = reverse.level(log_snr, x)
             part = None if context is None else context[rows]
             x_t = level.noised(x, noise)
