@@ -135,7 +135,7 @@ def study(size: int, name: str, samples: int, prior: Figure) -> dict[str, object
 
 def ratio(rows: list[dict], size: int, kind: str) -> Figure:
     """The gap of full at T = 25 over that of isotropic at T = 200."""
-    by_name = {row["variance"]: row[kind] for row in rows if row["size"] == size}
+    by_name = {row["variance"]: row[kind] for row in rows if row["size"] == size and kind in row}
     (one, error), (other, other_error) = by_name["full"][25], by_name["isotropic"][200]
     return one / other, one / other * math.hypot(error / one, other_error / other)
 
