@@ -10,6 +10,9 @@ error (negative: better).  Grids, calibrations and analytic variances are fitted
 samples.  Calls are network calls per sample and path, products with the denoiser's Jacobian
 counted.
 
+With ``--learned RUN2``, made from the run by ``pyrodiff add-variance``, its variance is one of them
+under the name "learned".
+
 With ``--grid-of NAME`` all variances stand on the optimal grid of one of them.  The latents of a
 sample are then the same under all, and the denoiser's Jacobian is computed once for all of them.
 
@@ -114,6 +117,7 @@ def expansion(denoise: Callable[[Tensor], Prediction], x_t: Tensor) -> tuple[Ten
 
 FIXED = {"fixed small": FixedSmall(), "fixed large": FixedLarge()}
 ANALYTIC = {"analytic": False, "analytic diagonal": True}
+LEARNED = "learned"
 NAMES = [*FIXED, *ANALYTIC, *POSTERIOR, *(name + CALIBRATED for name in POSTERIOR)]
 CALIBRATION = ("log_snrs", "weights", "scales")
 PARTS = ("kind", "rank", "probes", *CALIBRATION)
@@ -135,6 +139,7 @@ class Study:
         values: the folder for what is found.
         particles: paths for each sample.
         grid_of: the variance whose optimal grid serves all, or None.
+        learned: the same network with a learned variance, or None.
     """
 
     reverse: ReverseChain
@@ -143,6 +148,14 @@ class Study:
     values: Path
     particles: int
     grid_of: str | None
+    learned: ReverseChain | None = None
+
+    def model(self, label: str) -> ReverseChain:
+        """The chain whose network is used."""
+        if label != LEARNED:
+            return self.reverse
+        assert self.learned is not None
+        return self.learned
 
     def block(self, name: str, chain: ReverseChain, start: int) -> Tensor:
         """Values of up to a hundred samples, nats, found or made."""
@@ -172,6 +185,8 @@ class Study:
     @functools.cache  # noqa: B019  (one study for the whole program)
     def variance(self, name: str) -> Variance:
         """The variance of that name, fitted where it has to be."""
+        if name == LEARNED:
+            return self.model(name).variance
         if name in FIXED:
             return FIXED[name]
         if name in ANALYTIC:
@@ -195,7 +210,7 @@ class Study:
             return GRIDS[name]
         path = self.values / f"{file_name(label, 'grid', len(self.other))}.safetensors"
         if not path.exists():
-            chain = self.reverse.respaced(2, variance=self.variance(label))
+            chain = self.model(label).respaced(2, variance=self.variance(label))
             path.parent.mkdir(parents=True, exist_ok=True)
             OptimalGrid.fit(chain, self.other).save(path)
         return OptimalGrid.load(path)
@@ -205,7 +220,7 @@ class Study:
         variance, levels = self.variance(label), self.grid(grid, self.grid_of or label)
         if self.grid_of is not None and isinstance(variance, PosteriorCovariance):
             variance = Remembering(**{part: getattr(variance, part) for part in PARTS})
-        return self.reverse.respaced(num_steps, variance=variance, grid=levels).eval()
+        return self.model(label).respaced(num_steps, variance=variance, grid=levels).eval()
 
     def name(self, label: str, grid: str, num_steps: int) -> str:
         """Of the folder with a row's values: all that they depend on."""
@@ -277,7 +292,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--fitted-on", type=int, default=64, help="validation samples")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50])
-    parser.add_argument("--variances", nargs="+", default=NAMES, choices=NAMES)
+    parser.add_argument("--variances", nargs="+", default=NAMES, choices=[*NAMES, LEARNED])
+    parser.add_argument("--learned", type=Path, help="the run with an added variance")
     parser.add_argument("--grids", nargs="+", default=["log-snr", "optimal"])
     parser.add_argument("--grid-of", choices=NAMES, help="one optimal grid for all")
     parser.add_argument("--particles", type=int, default=1, help="paths for each sample")
@@ -293,7 +309,8 @@ def main() -> None:
     config = read_config(options.run / "config.yaml")
     data, reverse = load(config["data"]["source"]), ReverseChain.load(options.run).eval()
     x, other = data.test[: options.samples], data.validation[: options.fitted_on]
-    study = Study(reverse, x, other, options.values, options.particles, options.grid_of)
+    learned = ReverseChain.load(options.learned).eval() if options.learned else None
+    study = Study(reverse, x, other, options.values, options.particles, options.grid_of, learned)
     unit, rows = "bits/dim" if study.discrete else "nats", []
     for part in tables(options, study):
         rows += part

@@ -92,6 +92,18 @@ def test_weights_are_alike_on_gaussian_data(num_steps: int) -> None:
     assert isinstance(posterior.likelihood, LinearGaussian)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_other_variances_stand_for_a_covariance(size: int) -> None:
+    """β_t is that of N(0, I), where it makes the weights alike, too."""
+    law = Gaussian(torch.zeros(size), torch.eye(size))
+    reverse = chain_of(law, 10, FixedLarge(), decoder=GaussianDecoder())
+    matrix, y = torch.ones(1, size, dtype=F64), torch.tensor([[0.7]], dtype=F64)
+    posterior = TwistedSMC(measured(reverse, matrix, 0.5), reverse, particles=32).run(y, seed=0)
+    exact = torch.distributions.Normal(0.0, math.sqrt(size + 0.25)).log_prob(y)
+    assert float(posterior.log_weights.std()) < 2e-3  # x_0 given x_1 is the decoder's
+    assert posterior.log_evidence == pytest.approx(float(exact), abs=5e-3)
+
+
 def test_evidence_and_mean_of_a_mixture() -> None:
     reverse = chain_of(MIXTURE, 30, FULL)
     posterior = TwistedSMC(measured(reverse, MATRIX, 0.3), reverse, particles=2000).run(Y, seed=1)

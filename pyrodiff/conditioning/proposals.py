@@ -33,6 +33,7 @@ from pyrodiff.kernels import Step
 from pyrodiff.likelihood.particles.smc import Proposal
 from pyrodiff.likelihood.paths.weights import Move, predict
 from pyrodiff.streams import NoiseStreams
+from pyrodiff.variances import FixedSmall, Variance
 
 __all__ = ["Conditioned", "TwistedProposal"]
 
@@ -99,12 +100,20 @@ def _double(value: Tensor) -> Tensor:
     return value.double()
 
 
-def _spread(step: Step, prediction: Prediction) -> Spread:
-    """V of the chain's variance where it has one, or σ_t² I, right for x_0 ~ N(0, I); float64."""
+def _spread(variance: Variance, step: Step, prediction: Prediction) -> Spread:
+    """The V that the chain's Σ = β̃_t + c_0² V stands for, float64.
+
+    σ_t² I, right for x_0 ~ N(0, I), where Σ is β̃_t itself and says nothing of V.
+    """
     if prediction.spread is not None:
         return prediction.spread.map(_double)
-    x = prediction.x0_hat
-    return Spread(step.sigma.square().double() * x.new_ones(len(x), *(1,) * (x.dim() - 1)).double())
+    x, wide = prediction.x0_hat, step.map(_double)
+    floor = torch.where(wide.c_t == 0, 0.0, wide.log_small.exp())
+    total = variance.log_variance(step, prediction.raw_variance).double().exp()
+    known = ((total - floor) / wide.c_0.square()).clamp(min=0.0)
+    if isinstance(variance, FixedSmall):
+        known = wide.sigma.square()
+    return Spread(known + x.new_zeros(len(x), *(1,) * (x.dim() - 1)).double())
 
 
 @dataclass(eq=False)
@@ -217,7 +226,11 @@ class TwistedProposal(Proposal):
         """The expansion and V at x_t, kept for the move that follows without resampling."""
         if self._last is None or self._last[0] is not x_t:
             expansion = self.likelihood.expand(self.program, prediction.x0_hat)
-            self._last = x_t, expansion, _spread(self.reverse.step(t, x_t), prediction)
+            self._last = (
+                x_t,
+                expansion,
+                _spread(self.reverse.variance, self.reverse.step(t, x_t), prediction),
+            )
         return self._last[1:]
 
 
