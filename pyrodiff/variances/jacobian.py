@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyrodiff.covariances import Spread
 
-__all__ = ["full_spread", "negative_share", "random_signs", "random_words"]
+__all__ = ["full_spread", "largest_directions", "negative_share", "random_signs", "random_words"]
 
 _GOLDEN, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
 
@@ -35,6 +35,49 @@ def random_signs(t: Tensor, count: int, size: int) -> Tensor:
 def negative_share(values: Tensor) -> Tensor:
     """The share of values below 0, (N, m) to (N,)."""
     return (values.detach() < 0).to(values.dtype).mean(1)
+
+
+_BREAKDOWN = 1e-5  # of the length of a product: below it the rest is rounding
+
+
+def _normalised(vector: Tensor, length: Tensor) -> Tensor:
+    """Of length 1, or 0 where it is shorter than rounding of something of that length."""
+    norm = vector.norm(dim=1, keepdim=True)
+    sound = norm > _BREAKDOWN * length
+    return torch.where(sound, vector / torch.where(sound, norm, 1.0), 0.0)
+
+
+def largest_directions(
+    products: Callable[..., Tensor], start: Tensor, rank: int
+) -> tuple[Tensor, Tensor]:
+    """The r largest Ritz values and vectors after 2r steps of Lanczos' method (Lanczos, 1950).
+
+    Every vector is made orthogonal to all before it, twice; of a matrix that is not symmetric, the
+    symmetric part is projected.
+
+    Args:
+        products: of the matrix with the columns of (N, d, 1).
+        start: the first vector, shape (N, d, 1).
+        rank: r.
+
+    Returns:
+        directions (N, d, r), orthonormal or 0, and values (N, r), ascending.
+    """
+    size = start.shape[1]
+    steps = min(2 * rank, size)
+    basis, images = [_normalised(start, torch.zeros_like(start[:, :1]))], list[Tensor]()
+    for step in range(steps):
+        images.append(products(basis[-1], last=step == steps - 1))
+        if step < steps - 1:
+            rest, seen = images[-1], torch.cat(basis, -1)
+            for _ in range(2):
+                rest = rest - seen @ (seen.mT @ rest)
+            basis.append(_normalised(rest, images[-1].norm(dim=1, keepdim=True)))
+    vectors = torch.cat(basis, -1)
+    inner = vectors.mT @ torch.cat(images, -1)
+    values, rotation = torch.linalg.eigh(0.5 * (inner + inner.mT))
+    kept = min(rank, size)
+    return vectors @ rotation[..., -kept:], values[..., -kept:]
 
 
 def full_spread(products: Callable[..., Tensor], x: Tensor) -> Spread:

@@ -19,7 +19,7 @@ taken and what is negative of it set to 0, so that Σ is positive definite whate
 
 Traces and diagonals are exact, from d products of the Jacobian with unit vectors, or Hutchinson's
 (1990) from ``probes`` products with signs ±1, which are a fixed function of t: only so has the step
-a density.  The directions are those of one step of subspace iteration, 2r products.
+a density.  The directions are the Ritz vectors of 2r steps of Lanczos' method (1950), 2r products.
 A product with the Jacobian is one backward pass, and counts as a network call.
 
 ``fit`` calibrates V on other data, V ← a_t (w_t V + (1 − w_t) diag V), as a trained network's
@@ -44,7 +44,13 @@ from pyrodiff.variances.calibration import (
     check_calibration,
     fit_calibration,
 )
-from pyrodiff.variances.jacobian import full_spread, negative_share, random_signs, random_words
+from pyrodiff.variances.jacobian import (
+    full_spread,
+    largest_directions,
+    negative_share,
+    random_signs,
+    random_words,
+)
 from pyrodiff.variances.knots import knots_of
 from pyrodiff.variances.variance import Variance
 
@@ -107,7 +113,7 @@ class PosteriorCovariance(Variance):
         return True
 
     def products(self, size: int) -> int:
-        return 2 * self.rank + (size if self.probes is None else self.probes)
+        return min(2 * self.rank, size) + (size if self.probes is None else self.probes)
 
     def log_variance(self, step: Step, raw: Tensor | None) -> Tensor:
         """That of x_0 ~ N(0, I), β_t: what is known before x_t is."""
@@ -189,20 +195,14 @@ class PosteriorCovariance(Variance):
     def _directions(
         self, products: Callable[..., Tensor], diagonal: Tensor, t: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Orthonormal directions of much of V − diag V, (N, d, r), and its values there, (N, r).
-
-        Not those of V itself: of a multiple of the identity every direction is one.
-        """
+        """Directions of much of V − diag V, (N, d, r), and its values there, (N, r)."""
 
         def off_diagonal(vectors: Tensor, last: bool = False) -> Tensor:
             return products(vectors, last) - diagonal.unsqueeze(-1) * vectors
 
-        # not signs, which in few dimensions may be the same vector twice
-        start = random_words(-t, self.rank, diagonal.shape[1]).mT.to(diagonal) * 2.0**-63
-        basis, _ = torch.linalg.qr(off_diagonal(start))
-        inner = basis.mT @ off_diagonal(basis, last=True)
-        values, rotation = torch.linalg.eigh(0.5 * (inner + inner.mT))
-        return basis @ rotation, values
+        # not signs, which in few dimensions are eigenvectors too often
+        start = random_words(-t, 1, diagonal.shape[1]).mT.to(diagonal) * 2.0**-63
+        return largest_directions(off_diagonal, start, self.rank)
 
     def kl(self, step: Step, error: Tensor, prediction: Prediction, event_dim: int) -> Tensor:
         covariance = self.covariance(step, prediction, event_dim)
