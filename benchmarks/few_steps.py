@@ -31,6 +31,7 @@ import itertools
 import json
 import math
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -318,7 +319,7 @@ def main() -> None:
             print(row, f"{time.time() - started:.0f} s", flush=True)
     show(rows, unit)
     if options.output is not None:
-        command = "python " + " ".join(sys.argv)
+        command = "python " + shlex.join(sys.argv)
         facts = {"command": command, "environment": environment(), "data": repr(data)}
         facts |= {"samples": len(x), "fitted_on": len(other), "unit": unit, "rows": rows}
         add(options.output, facts)

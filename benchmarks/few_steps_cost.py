@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
 
 import argparse
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -135,7 +136,11 @@ def main() -> None:
         rows += [{"variance": name, "more_mib": more[name] - bare} for name in missing]
     show([one for one in rows if "ratio" in one])
     if options.output is not None:
-        facts = {"command": "python " + " ".join(sys.argv), "batch": options.batch, "steps": STEPS}
+        facts = {
+            "command": "python " + shlex.join(sys.argv),
+            "batch": options.batch,
+            "steps": STEPS,
+        }
         write(options.output, facts | {"environment": environment(), "rows": rows})
 
 

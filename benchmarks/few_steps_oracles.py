@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
 import argparse
 import itertools
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -169,7 +170,11 @@ def main() -> None:
     ratios = {size: {kind: ratio(rows, size, kind) for kind in kinds} for size in SIZES}
     print("full at T = 25 over isotropic at T = 200:", ratios)
     if options.output is not None:
-        facts = {"command": "python " + " ".join(sys.argv), "ends": ENDS, "full_25_to_200": ratios}
+        facts = {
+            "command": "python " + shlex.join(sys.argv),
+            "ends": ENDS,
+            "full_25_to_200": ratios,
+        }
         write(options.output, facts | {"environment": environment(), "rows": rows})
 
 

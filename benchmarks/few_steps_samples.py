@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
 
 import argparse
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -202,7 +203,7 @@ def main() -> None:
         print(rows[-1], f"{time.time() - started:.0f} s", flush=True)
     show(rows)
     if options.output is not None:
-        facts = {"command": "python " + " ".join(sys.argv), "group": GROUP, "data": repr(data)}
+        facts = {"command": "python " + shlex.join(sys.argv), "group": GROUP, "data": repr(data)}
         write(options.output, facts | {"environment": environment(), "rows": rows})
 
 
