@@ -213,7 +213,7 @@ columns = [*(f"T = {n}" for n in lengths), "slope"]
 pd.DataFrame(table, index=columns).T.rename_axis("nats")
 
 # %% [markdown]
-# - **Every covariance but the full one has slope −1**, within the errors: it misses a part of the
+# - **Every covariance but the full one has a slope near −1**: it misses a part of the
 #   second moment that is proportional to the length of the step; a KL is the square of that; and
 #   there are $T$ such steps. What is kept of $V$ lowers the line but does not tilt it.
 # - **The full one falls faster**, −1.73 ± 0.24. The second moments are right, and what is left is
@@ -327,14 +327,14 @@ pd.DataFrame(rows).T.rename_axis("bits/dim above T = 1000 (calls)")
 
 # %% [markdown]
 # - **A tenth of the calls for nearly the same bound.** With one probe, 50 steps have 100 calls and
-#   stand 0.012 ± 0.010 bits/dim above the 1000 steps; 25 steps are 0.067 ± 0.009 above. The small
+#   stand 0.012 ± 0.010 bits/dim above the 1000 steps; 25 steps are 0.068 ± 0.010 above. The small
 #   variance has 0.178 ± 0.016 with 50 steps.
 # - **What matters is that pixels differ.** The trace alone, from the same probe at the same price,
 #   leaves 0.20 at 25 steps where the diagonal leaves 0.07. Some pixels are black in every image,
 #   others uncertain until late.
 # - **The full covariance** needs the fewest steps: 25 are level with 1000 (0.012 ± 0.008), 50 are too
 #   (−0.009 ± 0.008). But with 64 products a step it is no saving here: it is the limit that the
-#   cheaper ones approach. A direction and a second probe gain 0.025 on the diagonal at 25 steps.
+#   cheaper ones approach. A direction and a second probe gain 0.027 on the diagonal at 25 steps.
 #
 # ## 3. The grid
 #
@@ -403,7 +403,7 @@ pd.DataFrame(rows).T.rename_axis(["bits/dim", "T"])
 #   lose, except in the last steps before the data and around $\lambda = 1$. There the full covariance
 #   loses a third as much: it is the dependence between pixels that a diagonal misses. Below $\lambda
 #   = -2$ no variance loses anything, and an even grid spends nearly a third of its steps.
-# - **A grid is worth the more, the worse the variance**: 1.10 ± 0.05 bits/dim for the small one at 10
+# - **A grid is worth the more, the worse the variance**: 1.10 ± 0.06 bits/dim for the small one at 10
 #   steps, 0.13 ± 0.02 for the diagonal; at 50 steps 0.046 ± 0.006, and nothing beyond the error.
 # - The costs are means over a few dozen images, and a search among noisy costs would prefer levels
 #   whose noise is favourable. So every level sees the same images with the same noise.
@@ -520,7 +520,7 @@ pd.DataFrame(rows).T.rename_axis("energy distance")
 # equal distributions; 256 samples each, errors over these) says less than the bound does:
 #
 # - **At 10 steps the covariance is worth having**: 0.036 ± 0.011 against 0.073 ± 0.014 for the small
-#   variance at half the calls, and 0.030 ± 0.011 for it with 25 steps, at about the same calls. At 50
+#   variance at half the calls, and 0.031 ± 0.011 for it with 25 steps, at about the same calls. At 50
 #   steps both are level with 1000.
 # - **DDIM and Heun draw the same digits at every $T$**, since $x_T$ decides; with noise the digit
 #   changes with $T$. At 50 steps they agree on a distance of 0.036 ± 0.012 where ancestral sampling
@@ -560,10 +560,10 @@ pd.DataFrame(rows).T
 # %% [markdown]
 # - **For the bound of the long chain, do not shorten it.** A pilot finds where the variance of its terms
 #   is ([notebook 03](03_likelihood_bounds.ipynb)), and 50 calls give the ELBO of 1000 steps without
-#   bias, here 0.065 below what 50 calls make of the short chain.
+#   bias, here 0.066 below what 50 calls make of the short chain.
 # - **For whole paths, do.** Importance weights, particles, conditioning and samples need every step of
 #   a path. For the calls of *one* path of 1000 steps there are 20 of 25 steps, and their importance
-#   bound is 0.030 ± 0.007 bits/dim *below* the ELBO of the long chain.
+#   bound is 0.033 ± 0.007 bits/dim *below* the ELBO of the long chain.
 # - **Not where the steps are cheap and the products are not**: few dimensions (section 1), large
 #   images with `"full"`, or a gap that some hundred analytic steps close.
 # - **Not for a comparison with published figures** of 1000 steps. Log-likelihoods of chains with other

@@ -48,9 +48,9 @@ def _normalised(vector: Tensor, length: Tensor) -> Tensor:
 
 
 def largest_directions(
-    products: Callable[..., Tensor], start: Tensor, rank: int
+    products: Callable[..., Tensor], start: Tensor, rank: int, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """The r largest Ritz values and vectors after 2r steps of Lanczos' method (Lanczos, 1950).
+    """The r largest Ritz values and vectors after a few steps of Lanczos' method (Lanczos, 1950).
 
     Every vector is made orthogonal to all before it, twice; of a matrix that is not symmetric, the
     symmetric part is projected.
@@ -59,12 +59,11 @@ def largest_directions(
         products: of the matrix with the columns of (N, d, 1).
         start: the first vector, shape (N, d, 1).
         rank: r.
+        steps: products, no fewer than r.
 
     Returns:
         directions (N, d, r), orthonormal or 0, and values (N, r), ascending.
     """
-    size = start.shape[1]
-    steps = min(2 * rank, size)
     basis, images = [_normalised(start, torch.zeros_like(start[:, :1]))], list[Tensor]()
     for step in range(steps):
         images.append(products(basis[-1], last=step == steps - 1))
@@ -76,8 +75,7 @@ def largest_directions(
     vectors = torch.cat(basis, -1)
     inner = vectors.mT @ torch.cat(images, -1)
     values, rotation = torch.linalg.eigh(0.5 * (inner + inner.mT))
-    kept = min(rank, size)
-    return vectors @ rotation[..., -kept:], values[..., -kept:]
+    return vectors @ rotation[..., -rank:], values[..., -rank:]
 
 
 def full_spread(products: Callable[..., Tensor], x: Tensor) -> Spread:

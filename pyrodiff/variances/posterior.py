@@ -19,8 +19,8 @@ taken and what is negative of it set to 0, so that Σ is positive definite whate
 
 Traces and diagonals are exact, from d products of the Jacobian with unit vectors, or Hutchinson's
 (1990) from ``probes`` products with signs ±1, which are a fixed function of t: only so has the step
-a density.  The directions are the Ritz vectors of 2r steps of Lanczos' method (1950), 2r products.
-A product with the Jacobian is one backward pass, and counts as a network call.
+a density.  The directions are the Ritz vectors of Lanczos' method (1950) after 2r products, or 4r
+beside an exact diagonal.  A product is one backward pass, and counts as a network call.
 
 ``fit`` calibrates V on other data, V ← a_t (w_t V + (1 − w_t) diag V), as a trained network's
 Jacobian is no covariance; ``clipped`` says how much of it was negative.
@@ -66,7 +66,7 @@ class PosteriorCovariance(Variance):
 
     Args:
         kind: what is kept of V: ``"isotropic"``, ``"diagonal"`` or ``"full"``.
-        rank: directions beside the diagonal, 2 · ``rank`` products of the Jacobian.
+        rank: r, directions beside the diagonal: 2r products of the Jacobian, or 4r without probes.
         probes: products for the trace or the diagonal; None for the exact one, in d products.
         log_snrs: λ at which V is calibrated, decreasing; empty, the default, where it is not.
         weights: w at each of them, in [0, 1], linear in λ between them.
@@ -113,7 +113,10 @@ class PosteriorCovariance(Variance):
         return True
 
     def products(self, size: int) -> int:
-        return min(2 * self.rank, size) + (size if self.probes is None else self.probes)
+        return self._steps(size) + (size if self.probes is None else self.probes)
+
+    def _steps(self, size: int) -> int:
+        return min((4 if self.probes is None else 2) * self.rank, size)  # of Lanczos' method
 
     def log_variance(self, step: Step, raw: Tensor | None) -> Tensor:
         """That of x_0 ~ N(0, I), β_t: what is known before x_t is."""
@@ -185,10 +188,8 @@ class PosteriorCovariance(Variance):
             signs = random_signs(t, self.probes, size).mT.to(x)
             return (signs * products(signs, not self.rank)).mean(-1)
         total = x.new_zeros(len(x), size)
-        for i in range(size):
-            unit = torch.zeros_like(total)
-            unit[:, i] = 1.0
-            last = i == size - 1 and not self.rank
+        for i, row in enumerate(torch.eye(size).to(x)):
+            unit, last = row.expand(total.shape), i == size - 1 and not self.rank
             total = total + unit * products(unit.unsqueeze(-1), last).squeeze(-1)
         return total
 
@@ -200,9 +201,9 @@ class PosteriorCovariance(Variance):
         def off_diagonal(vectors: Tensor, last: bool = False) -> Tensor:
             return products(vectors, last) - diagonal.unsqueeze(-1) * vectors
 
-        # not signs, which in few dimensions are eigenvectors too often
-        start = random_words(-t, 1, diagonal.shape[1]).mT.to(diagonal) * 2.0**-63
-        return largest_directions(off_diagonal, start, self.rank)
+        size = diagonal.shape[1]  # not signs, which in few dimensions are eigenvectors too often
+        start = random_words(-t, 1, size).mT.to(diagonal) * 2.0**-63
+        return largest_directions(off_diagonal, start, self.rank, self._steps(size))
 
     def kl(self, step: Step, error: Tensor, prediction: Prediction, event_dim: int) -> Tensor:
         covariance = self.covariance(step, prediction, event_dim)
