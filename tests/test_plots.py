@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyrodiff import plots
+from pyrodiff.conditioning import Blind, History, Posterior
 from pyrodiff.likelihood import LogLikelihood
 from pyrodiff.likelihood.statistics import log_mean_exp, weights_std_error
 from pyrodiff.oracles import Gaussian
@@ -538,6 +539,23 @@ ON_ONE: dict[str, Callable[[Any], Any]] = {
     "bound_ladder": lambda axes: plots.bound_ladder(weighted(torch.zeros(2, 4)), axes=axes),
     "forest": lambda axes: plots.forest({"a": valued(1, 2)}, axes=axes),
 }
+
+
+def conditioned() -> Posterior:
+    """Forty particles on a chain of two steps, resampled once."""
+    history = History([2, 1, 0], [40.0, 15.0, 38.0], [40, 40, 25], [False, True, False], [0.1, 0.2])
+    return Posterior(
+        samples=torch.zeros(40, 2),
+        log_weights=torch.linspace(0, 1, 40, dtype=F64),
+        log_evidence=0.5,
+        std_error=0.1,
+        degrees_of_freedom=10.0,
+        calls=80,
+        likelihood=Blind(),
+        history=history,
+    )
+
+
 ON_TWO: dict[str, Callable[[Any], Any]] = {
     "schedule": lambda axes: plots.schedule(CosineSchedule(), axes),
     "trajectory_points": lambda axes: plots.trajectory_points(torch.ones(2, 3, 2), axes=axes),
@@ -545,6 +563,7 @@ ON_TWO: dict[str, Callable[[Any], Any]] = {
     "density_map": lambda axes: plots.density_map(
         {"a": torch.zeros(4), "b": torch.zeros(4)}, (0.0, 1.0, 0.0, 1.0), 2, axes
     ),
+    "particles": lambda axes: plots.particles(conditioned(), axes),
 }
 
 
