@@ -402,6 +402,7 @@ def in_a_child(action: Callable[[], int]) -> tuple[int, str]:
         try:
             os.dup2(writing, 2)
             sys.stderr = open(2, "w", closefd=False, encoding="utf-8")
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
             status = action()
             sys.stderr.flush()
         finally:
