@@ -452,8 +452,12 @@ def test_errors_that_cannot_be_known_are_nan() -> None:
     few = run(particles=4)
     assert math.isnan(few.std_error)
     assert "fewer than 8" in few.remarks
-    poor = run(particles=100, likelihood=Blind(), threshold=1.0)
-    assert math.isnan(poor.std_error) or poor.std_error > 0
+    reverse = chain_of(MIXTURE, 10, FULL)
+    program = measured(reverse, MATRIX, 0.02)  # few draws of the prior come near
+    poor = TwistedSMC(program, reverse, particles=100, likelihood=Blind()).run(Y, seed=0)
+    assert poor.pareto_k > 0.7
+    assert math.isnan(poor.std_error)
+    assert "k̂ of the weights is 0.7 or more" in poor.remarks
 
 
 def test_the_chain_is_left_as_it_was() -> None:

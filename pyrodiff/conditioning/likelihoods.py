@@ -147,7 +147,7 @@ def _moments(sites: list[ObservedSite]) -> tuple[Tensor, Tensor, Tensor]:
     means, noises, values = [], [], []
     for site in sites:
         law = site.law
-        mean = law.mean.expand(site.value.shape) if law.mean.shape != site.value.shape else law.mean
+        mean = law.mean.expand(site.value.shape)
         covariance = getattr(law, "covariance_matrix", None)
         if covariance is not None:
             blocks = covariance.reshape(-1, *covariance.shape[-2:])

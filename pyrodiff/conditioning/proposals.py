@@ -18,6 +18,7 @@ H = A and R = S, where p_θ(x_0 | x_1) is normal; from other decoders x_0 is dra
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -29,11 +30,9 @@ from pyrodiff.conditioning.programs import Program
 from pyrodiff.covariances import Covariance, Spread
 from pyrodiff.denoisers import Prediction
 from pyrodiff.distributions import Law, StructuredNormal, from_noise
-from pyrodiff.kernels import Step
 from pyrodiff.likelihood.particles.smc import Proposal
 from pyrodiff.likelihood.paths.weights import Move, predict
 from pyrodiff.streams import NoiseStreams
-from pyrodiff.variances import FixedSmall, Variance
 
 __all__ = ["Conditioned", "TwistedProposal"]
 
@@ -100,20 +99,13 @@ def _double(value: Tensor) -> Tensor:
     return value.double()
 
 
-def _spread(variance: Variance, step: Step, prediction: Prediction) -> Spread:
-    """The V that the chain's Σ = β̃_t + c_0² V stands for, float64.
+class Outlook(NamedTuple):
+    """What is known of y at x_t: its expansion, V, V Aᵀ of shape (rows, d, m), w A V Aᵀ + S."""
 
-    σ_t² I, right for x_0 ~ N(0, I), where Σ is β̃_t itself and says nothing of V.
-    """
-    if prediction.spread is not None:
-        return prediction.spread.map(_double)
-    x, wide = prediction.x0_hat, step.map(_double)
-    floor = torch.where(wide.c_t == 0, 0.0, wide.log_small.exp())
-    total = variance.log_variance(step, prediction.raw_variance).double().exp()
-    known = ((total - floor) / wide.c_0.square()).clamp(min=0.0)
-    if isinstance(variance, FixedSmall):
-        known = wide.sigma.square()
-    return Spread(known + x.new_zeros(len(x), *(1,) * (x.dim() - 1)).double())
+    expansion: Expansion
+    spread: Spread
+    columns: Tensor
+    total: Tensor
 
 
 @dataclass(eq=False)
@@ -131,62 +123,60 @@ class TwistedProposal(Proposal):
     program: Program
     likelihood: Likelihood
     widening: float = 1.0
-    _last: tuple[Tensor, Expansion | None, Spread] | None = field(default=None, init=False)
+    _last: tuple[Tensor, Outlook | None] | None = field(default=None, init=False)
 
     def first(self, streams: NoiseStreams) -> Move:
         """x_T given y, where x_0 is expanded at x_T = 0: x̂_0(0) + (α/σ²) V(0) x_T."""
         reverse, noise = self.reverse, streams.normal(self.reverse.prototype())
         origin, t = torch.zeros_like(noise[:1]), reverse.num_steps
         prediction = predict(reverse, origin, t, self.program.context)
-        expansion, spread = self._expanded(origin, t, prediction)
-        if expansion is None:
+        ahead = self._outlook(origin, t, prediction)
+        if ahead is None:
             return Move(noise, noise.new_zeros(len(noise), dtype=torch.float64))
         level = reverse.step(t, origin).map(_double)
-        columns, total = self._of_y(expansion, spread)
-        slope = (level.alpha / level.sigma.square()).reshape(-1, 1, 1) * columns.mT
+        slope = (level.alpha / level.sigma.square()).reshape(-1, 1, 1) * ahead.columns.mT
         rows = len(noise)
         conditioned = Conditioned(
-            covariance=Covariance(total.new_zeros(rows, *(1 for _ in reverse.event_shape))),
+            covariance=Covariance(slope.new_zeros(rows, *(1 for _ in reverse.event_shape))),
             slope=slope.expand(rows, -1, -1),
-            noise=total,
-            residual=expansion.residual.expand(rows, -1),
+            noise=ahead.total,
+            residual=ahead.expansion.residual.expand(rows, -1),
             event_dim=reverse.event_dim,
         )
-        x, log_ratio = conditioned.draw(noise, self._more(streams, noise, expansion))
+        x, log_ratio = conditioned.draw(noise, self._more(streams, noise, ahead.expansion))
         return Move(x.to(noise), log_ratio)
 
     def potential(self, x_t: Tensor, t: int, prediction: Prediction) -> Tensor:
         """log ψ_t, nats, float64, shape (rows,)."""
-        expansion, spread = self._expanded(x_t, t, prediction)
-        if expansion is None:
+        ahead = self._outlook(x_t, t, prediction)
+        if ahead is None:
             return x_t.new_zeros(len(x_t), dtype=torch.float64)
-        _, total = self._of_y(expansion, spread)
-        return expansion.log_constant + _log_normal(expansion.residual, _cholesky(total))
+        density = _log_normal(ahead.expansion.residual, _cholesky(ahead.total))
+        return ahead.expansion.log_constant + density
 
     def move(self, x_t: Tensor, t: int, prediction: Prediction, streams: NoiseStreams) -> Move:
         if t == 1:
             return self._decode(x_t, prediction, streams)
         step = self.reverse.step(t, x_t)
-        expansion, spread = self._expanded(x_t, t, prediction)
+        ahead = self._outlook(x_t, t, prediction)
         covariance = self.reverse.variance.covariance(step, prediction, self.reverse.event_dim)
         mean = step.mean(prediction.x0_hat, x_t)
         noise = streams.normal(x_t)
-        if expansion is None:
+        if ahead is None:
             delta = covariance.color(noise, self.reverse.event_dim)
             return Move(mean + delta, x_t.new_zeros(len(x_t), dtype=torch.float64))
         wide = step.map(_double)
-        own = Covariance.of(wide.log_small.exp(), wide.c_0, spread, self.reverse.event_dim)
-        columns, total = self._of_y(expansion, spread)
+        own = Covariance.of(wide.log_small.exp(), wide.c_0, ahead.spread, self.reverse.event_dim)
         c_0 = wide.c_0.reshape(-1, 1, 1)
-        slope = c_0 * own.solve(columns, self.reverse.event_dim).mT
+        slope = c_0 * own.solve(ahead.columns, self.reverse.event_dim).mT
         conditioned = Conditioned(
             covariance=covariance.map(_double),
             slope=slope,
-            noise=total - c_0 * slope @ columns,
-            residual=expansion.residual,
+            noise=ahead.total - c_0 * slope @ ahead.columns,
+            residual=ahead.expansion.residual,
             event_dim=self.reverse.event_dim,
         )
-        delta, log_ratio = conditioned.draw(noise, self._more(streams, x_t, expansion))
+        delta, log_ratio = conditioned.draw(noise, self._more(streams, x_t, ahead.expansion))
         return Move((mean + delta).to(x_t), log_ratio)
 
     def _decode(self, x_1: Tensor, prediction: Prediction, streams: NoiseStreams) -> Move:
@@ -194,18 +184,18 @@ class TwistedProposal(Proposal):
         step = self.reverse.step(1, x_1)
         law, noise = self.reverse.reconstruction(x_1, step, prediction), streams.normal(x_1)
         covariance = _covariance(law)
-        expansion, _ = self._expanded(x_1, 1, prediction)
-        if expansion is None or covariance is None:
+        ahead = self._outlook(x_1, 1, prediction)
+        if ahead is None or covariance is None:
             x = from_noise(law, noise)
             return Move(x, self.program.log_likelihood(x))
         conditioned = Conditioned(
             covariance=covariance.map(_double),
-            slope=expansion.matrix.expand(len(x_1), -1, -1),
-            noise=expansion.noise,
-            residual=expansion.residual,
+            slope=ahead.expansion.matrix.expand(len(x_1), -1, -1),
+            noise=ahead.expansion.noise,
+            residual=ahead.expansion.residual,
             event_dim=self.reverse.event_dim,
         )
-        delta, log_ratio = conditioned.draw(noise, self._more(streams, x_1, expansion))
+        delta, log_ratio = conditioned.draw(noise, self._more(streams, x_1, ahead.expansion))
         x = (law.mean + delta).to(x_1)
         return Move(x, log_ratio + self.program.log_likelihood(x))
 
@@ -215,23 +205,18 @@ class TwistedProposal(Proposal):
         draws = [streams.normal(x).flatten(1) for _ in range(-(-size // event))]
         return torch.cat(draws, 1)[:, :size]
 
-    def _of_y(self, expansion: Expansion, spread: Spread) -> tuple[Tensor, Tensor]:
-        """V Aᵀ, shape (rows, d, m), and w A V Aᵀ + S."""
-        columns = spread.multiply(expansion.matrix.mT)
-        return columns, self.widening * (expansion.matrix @ columns) + expansion.noise
-
-    def _expanded(
-        self, x_t: Tensor, t: int, prediction: Prediction
-    ) -> tuple[Expansion | None, Spread]:
-        """The expansion and V at x_t, kept for the move that follows without resampling."""
+    def _outlook(self, x_t: Tensor, t: int, prediction: Prediction) -> Outlook | None:
+        """What is known of y at x_t, kept for the move that follows without resampling."""
         if self._last is None or self._last[0] is not x_t:
             expansion = self.likelihood.expand(self.program, prediction.x0_hat)
-            self._last = (
-                x_t,
-                expansion,
-                _spread(self.reverse.variance, self.reverse.step(t, x_t), prediction),
-            )
-        return self._last[1:]
+            self._last = x_t, None
+            if expansion is not None:
+                step = self.reverse.step(t, x_t)
+                spread = self.reverse.variance.spread(step, prediction)
+                columns = spread.multiply(expansion.matrix.mT)
+                total = self.widening * (expansion.matrix @ columns) + expansion.noise
+                self._last = x_t, Outlook(expansion, spread, columns, total)
+        return self._last[1]
 
 
 def _covariance(law: Law) -> Covariance | None:

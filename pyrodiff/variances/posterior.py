@@ -52,7 +52,7 @@ from pyrodiff.variances.jacobian import (
     random_words,
 )
 from pyrodiff.variances.knots import knots_of
-from pyrodiff.variances.variance import Variance
+from pyrodiff.variances.variance import Variance, floor
 
 __all__ = ["PosteriorCovariance"]
 
@@ -201,7 +201,8 @@ class PosteriorCovariance(Variance):
         def off_diagonal(vectors: Tensor, last: bool = False) -> Tensor:
             return products(vectors, last) - diagonal.unsqueeze(-1) * vectors
 
-        size = diagonal.shape[1]  # not signs, which in few dimensions are eigenvectors too often
+        size = diagonal.shape[1]
+        # not signs, which in few dimensions are eigenvectors too often
         start = random_words(-t, 1, size).mT.to(diagonal) * 2.0**-63
         return largest_directions(off_diagonal, start, self.rank, self._steps(size))
 
@@ -212,11 +213,10 @@ class PosteriorCovariance(Variance):
     def covariance(self, step: Step, prediction: Prediction, event_dim: int) -> Covariance:
         assert prediction.spread is not None
         first = step.c_t == 0  # t = 1
-        floor = torch.where(first, 0.0, step.log_small.exp())
         least = torch.where(first, _LEAST * step.sigma.square(), 0.0)
         diagonal = torch.maximum(prediction.spread.diagonal, least)
         spread = replace(prediction.spread, diagonal=diagonal)
-        return Covariance.of(floor, step.c_0, spread, event_dim)
+        return Covariance.of(floor(step), step.c_0, spread, event_dim)
 
     @torch.no_grad()
     def fit(

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyrodiff.covariances import Covariance
+from pyrodiff.covariances import Covariance, Spread
 from pyrodiff.denoisers import Prediction
 from pyrodiff.kernels import Level, Step, gaussian_kl
 
@@ -63,6 +63,27 @@ class Variance(ABC):
         """Σ of the step at ``step``, where the denoiser gave ``prediction``."""
         return Covariance(self.log_variance(step, prediction.raw_variance))
 
+    def spread(self, step: Step, prediction: Prediction) -> Spread:
+        """The V that Σ = β̃_t I + c_0² V stands for at ``step``, float64."""
+        if prediction.spread is not None:
+            return prediction.spread.map(lambda value: value.double())
+        wide = step.map(lambda value: value.double())
+        total = self.log_variance(step, prediction.raw_variance).double().exp()
+        known = ((total - floor(wide)) / wide.c_0.square()).clamp(min=0.0)
+        return _for_each_sample(known, prediction)
+
+
+def _for_each_sample(variance: Tensor, prediction: Prediction) -> Spread:
+    """A diagonal V, float64, that may be one number for all samples."""
+    x = prediction.x0_hat
+    zero = x.new_zeros(len(x), *(1,) * (x.dim() - 1), dtype=torch.float64)
+    return Spread(variance.double() + zero)
+
+
+def floor(step: Step) -> Tensor:
+    """What Σ has in every direction: β̃_t, and 0 at t = 1, where β̃_1 = 0."""
+    return torch.where(step.c_t == 0, 0.0, step.log_small.exp())
+
 
 def widened(step: Step, spread: Tensor) -> Tensor:
     """log(β̃_t + c_0² v), and log(c_0² v) at t = 1, where β̃_1 = 0.
@@ -71,8 +92,7 @@ def widened(step: Step, spread: Tensor) -> Tensor:
         step: the chain's coefficients at t.
         spread: v, a diagonal of Cov[x_0 | x_t], broadcastable to x_t.
     """
-    floor = torch.where(step.c_t == 0, 0.0, step.log_small.exp())
-    return (floor + step.c_0.square() * spread).log()
+    return (floor(step) + step.c_0.square() * spread).log()
 
 
 @dataclass(frozen=True)
@@ -83,6 +103,10 @@ class FixedSmall(Variance):
 
     def log_variance(self, step: Step, raw: Tensor | None) -> Tensor:
         return step.log_small
+
+    def spread(self, step: Step, prediction: Prediction) -> Spread:
+        """σ_t² I, right for x_0 ~ N(0, I): β̃_t itself says nothing of V."""
+        return _for_each_sample(step.sigma.double().square(), prediction)
 
 
 @dataclass(frozen=True)
